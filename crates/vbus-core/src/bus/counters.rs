@@ -1,0 +1,121 @@
+//! Counts of a node's publishers, in memory that every neighbour can read, even while the node hangs.
+//!
+//! ```text
+//! entry (a line)   0 published  1 bytes  2 start of this second  3 published then  4 bytes then
+//!                  5 messages per second, milli   6 bytes per second
+//! ```
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::base::atomics::{AtomicU64, Ordering};
+use crate::base::descriptor::Descriptor;
+use crate::shm::layout::LINE;
+use crate::shm::segment::{Mapping, SegmentError, create_data};
+
+/// Bytes of a node's counters.
+pub const COUNTERS_BYTES: usize = 64 << 10;
+const ENTRIES: usize = COUNTERS_BYTES / LINE;
+/// The counter of a publisher for which there was no room.
+pub const NO_COUNTER: u32 = u32::MAX;
+const WINDOW_NS: u64 = 1_000_000_000;
+
+/// The counters of one's own node.
+#[derive(Debug)]
+pub struct Counters {
+    view: CounterView,
+    /// To pass to neighbours.
+    pub file: Arc<Descriptor>,
+    free: Mutex<Vec<u32>>,
+}
+
+impl Counters {
+    /// All zero.
+    pub fn new() -> Result<Self, SegmentError> {
+        let (mapping, file) = create_data("vbus-counters", COUNTERS_BYTES)?;
+        let free = Mutex::new((0..ENTRIES as u32).rev().collect());
+        let view = CounterView { mapping: Arc::new(mapping) };
+        Ok(Self { view, file: Arc::new(Descriptor::new(file)), free })
+    }
+
+    /// A place for a publisher; [`NO_COUNTER`] when all are taken.
+    pub fn take(&self) -> u32 {
+        let Some(index) = self.free.lock().pop() else { return NO_COUNTER };
+        (0..8).for_each(|word| self.view.word(index, word).store(0, Ordering::Relaxed));
+        index
+    }
+
+    /// The place is free again.
+    pub fn give_back(&self, index: u32) {
+        if index != NO_COUNTER {
+            self.free.lock().push(index);
+        }
+    }
+
+    /// One more message of `bytes` at `now_ns`. The publisher's lock is held: there is one writer.
+    #[inline]
+    pub fn count(&self, index: u32, published: u64, bytes: u64, now_ns: u64) {
+        if index == NO_COUNTER {
+            return;
+        }
+        let word = |at| self.view.word(index, at);
+        // Relaxed: figures for people; a reader may see one of them a moment before the other.
+        word(0).store(published, Ordering::Relaxed);
+        word(1).store(bytes, Ordering::Relaxed);
+        let elapsed = now_ns.wrapping_sub(word(2).load(Ordering::Relaxed));
+        if elapsed < WINDOW_NS {
+            return;
+        }
+        let per_second = |count: u64, scale: u64| {
+            (u128::from(count) * u128::from(scale) * u128::from(WINDOW_NS) / u128::from(elapsed)) as u64
+        };
+        let messages = published - word(3).load(Ordering::Relaxed);
+        let volume = bytes - word(4).load(Ordering::Relaxed);
+        word(5).store(per_second(messages, 1000), Ordering::Relaxed);
+        word(6).store(per_second(volume, 1), Ordering::Relaxed);
+        word(2).store(now_ns, Ordering::Relaxed);
+        word(3).store(published, Ordering::Relaxed);
+        word(4).store(bytes, Ordering::Relaxed);
+    }
+
+    /// To read one's own.
+    pub fn view(&self) -> &CounterView {
+        &self.view
+    }
+}
+
+/// The counters of a node, to read.
+#[derive(Clone, Debug)]
+pub struct CounterView {
+    mapping: Arc<Mapping>,
+}
+
+impl CounterView {
+    /// The counters in `mapping`; `None` when it is too small.
+    pub fn new(mapping: Mapping) -> Option<Self> {
+        (mapping.len() >= COUNTERS_BYTES).then(|| Self { mapping: Arc::new(mapping) })
+    }
+
+    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+        assert!((index as usize) < ENTRIES && word < 8, "counter out of range");
+        // SAFETY: in the mapping, checked above and at its making; aligned; touched as atomics only.
+        unsafe { &*self.mapping.as_ptr().add(index as usize * LINE + word * 8).cast::<AtomicU64>() }
+    }
+
+    /// Messages and bytes per second of a publisher, at `now_ns` of the host's monotonic clock.
+    pub fn rates(&self, index: u32, now_ns: u64) -> (f64, f64) {
+        if index as usize >= ENTRIES {
+            return (0.0, 0.0);
+        }
+        let load = |at| self.word(index, at).load(Ordering::Relaxed);
+        let elapsed = now_ns.saturating_sub(load(2));
+        if elapsed <= 2 * WINDOW_NS && load(5) != 0 {
+            return (load(5) as f64 / 1e3, load(6) as f64);
+        }
+        // The publisher fell silent, or slow: what came since, over the time since.
+        let seconds = elapsed as f64 / 1e9;
+        let since = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds.max(1e-9);
+        (since(load(0), load(3)), since(load(1), load(4)))
+    }
+}

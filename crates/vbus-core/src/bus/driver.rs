@@ -1,0 +1,578 @@
+//! The node's thread: it meets neighbours, listens to what they say, and notices when they are gone.
+//!
+//! It runs no sample's course. Idle, it sleeps in one `epoll`; the node's state is locked for one event at a
+//! time.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use rustix::event::epoll;
+
+use super::counters::{COUNTERS_BYTES, CounterView};
+use super::greeting::{Greeting, Own, Step, Why};
+use super::inbox::Ending;
+use super::interest::{self, by_number};
+use super::node::{Finding, Neighbour, NodeCore, State, TopicMismatch};
+use super::pair::{Pair, Received, receive_packet, send_greeting};
+use crate::base::descriptor::Descriptor;
+use crate::base::id::Id;
+use crate::base::notice::Level;
+use crate::shm::board::{BOARD_BYTES, BoardEntry};
+use crate::shm::layout::LINE;
+use crate::shm::link::ReadSegment;
+use crate::shm::meeting::{Connect, Meeting};
+use crate::shm::segment;
+use crate::wire::control::Message;
+
+const WAKE: u64 = 0;
+const FIRST_LISTENER: u64 = 1;
+/// Tokens of connections; the pidfd of a neighbour has its socket's token plus one.
+pub(super) const FIRST_TOKEN: u64 = 1 << 10;
+/// Strangers that may be in the middle of a greeting.
+const GREETINGS_MAX: usize = 256;
+/// Things of each kind that one neighbour may announce.
+const ANNOUNCED_MAX: usize = 1 << 16;
+/// Messages of one neighbour that are handled before the others get their turn.
+const BURST: usize = 64;
+
+/// Starts the thread.
+pub(super) fn start(core: Arc<NodeCore>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("vbus".into()).stack_size(256 << 10).spawn(move || {
+        // Signals are for the threads of the program.
+        std::mem::forget(crate::base::descriptor::SignalMask::close());
+        run(&core);
+    })
+}
+
+/// Has the epoll watch the directories' sockets.
+pub(super) fn watch_meetings(core: &NodeCore, meetings: &[Meeting]) -> io::Result<()> {
+    watch(core, core.wake.as_fd(), WAKE, epoll::EventFlags::IN)?;
+    for (at, meeting) in meetings.iter().enumerate() {
+        watch(core, meeting.listener(), FIRST_LISTENER + at as u64, epoll::EventFlags::IN)?;
+    }
+    Ok(())
+}
+
+fn watch(core: &NodeCore, file: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+    Ok(epoll::add(&core.epoll, file, epoll::EventData::new_u64(token), flags)?)
+}
+
+/// Connects to everyone in every directory, to each once.
+pub(super) fn knock_everywhere(core: &Arc<NodeCore>) {
+    let mut state = core.state.lock();
+    let mut reached: Vec<String> = Vec::new();
+    let mut found: Vec<OwnedFd> = Vec::new();
+    for meeting in &state.meetings {
+        for name in meeting.others().unwrap_or_default() {
+            if reached.contains(&name) {
+                continue;
+            }
+            match meeting.connect(&name) {
+                Connect::Connected(file) => {
+                    found.push(file);
+                    reached.push(name);
+                }
+                Connect::Stale => {
+                    meeting.collect(&name, SystemTime::now());
+                }
+                Connect::Busy | Connect::Gone => {}
+                Connect::Failed(error) => core.notices.tell(Level::Warning, "knock failed", || {
+                    format!("a neighbour in {} cannot be reached: {error}", meeting.path().display())
+                }),
+            }
+        }
+    }
+    for file in found {
+        if let Some(token) = greet(core, &mut state, file, true) {
+            state.awaited.insert(token);
+        }
+    }
+}
+
+/// Begins a greeting over a new connection.
+fn greet(core: &NodeCore, state: &mut State, file: OwnedFd, initiator: bool) -> Option<u64> {
+    if state.greetings.len() >= GREETINGS_MAX {
+        // The oldest had its time.
+        let oldest = state.greetings.keys().min().copied();
+        oldest.and_then(|token| state.greetings.remove(&token));
+    }
+    let token = state.next_token;
+    state.next_token += 2;
+    let greeting = Greeting::new(Descriptor::new(file), initiator);
+    watch(core, greeting.socket.as_fd(), token, epoll::EventFlags::IN | epoll::EventFlags::RDHUP).ok()?;
+    if initiator && !say(core, &greeting, &greeting.own_hello(&own(core))) {
+        return None;
+    }
+    state.greetings.insert(token, greeting);
+    Some(token)
+}
+
+fn own(core: &NodeCore) -> Own<'_> {
+    Own { info: &core.info, domain: &core.domain, secret: core.secret.as_ref() }
+}
+
+/// Sends a message of the greeting; a hello goes with our pidfd.
+fn say(core: &NodeCore, greeting: &Greeting, message: &Message) -> bool {
+    let pidfd: Vec<BorrowedFd<'_>> = match message {
+        Message::Hello(_) => core.pidfd.iter().map(AsFd::as_fd).collect(),
+        _ => Vec::new(),
+    };
+    send_greeting(greeting.socket.as_fd(), message, &pidfd)
+}
+
+fn run(core: &Arc<NodeCore>) {
+    let mut buffer = Vec::new();
+    let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+    let mut events = [nothing; 64];
+    let mut pause: Option<rustix::event::Timespec> = None;
+    loop {
+        let count = epoll::wait(&core.epoll, &mut events, pause.as_ref()).unwrap_or(0);
+        pause = None;
+        for event in &events[..count] {
+            let mut state = core.state.lock();
+            if state.closing {
+                return;
+            }
+            match event.data.u64() {
+                WAKE => {
+                    core.wake.silence();
+                }
+                listener if listener < FIRST_TOKEN => {
+                    if !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize) {
+                        // No descriptor is free: look away for a moment, or we would spin.
+                        pause = Some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 });
+                    }
+                }
+                token if state.greetings.contains_key(&token) => {
+                    on_greeting(core, &mut state, token, &mut buffer);
+                }
+                token => on_neighbour(core, &mut state, token, event.flags, &mut buffer),
+            }
+        }
+        if let Some(pause) = &pause {
+            std::thread::park_timeout(Duration::from_nanos(pause.tv_nsec as u64));
+        }
+        let mut state = core.state.lock();
+        if state.closing {
+            return;
+        }
+        tend(core, &mut state);
+    }
+}
+
+/// Ends pairs that broke, and sends what waits.
+fn tend(core: &Arc<NodeCore>, state: &mut State) {
+    let pairs: Vec<Arc<Pair>> = state.neighbours.values().map(|its| Arc::clone(&its.pair)).collect();
+    for pair in pairs {
+        if let Some(reason) = pair.broken() {
+            core.notices.tell(Level::Warning, &format!("broken {}", pair.peer.id), || {
+                format!("disconnected from {:?} ({}): {reason}", pair.peer.name, pair.peer.id)
+            });
+            end_neighbour(core, state, pair.peer.id, false);
+            continue;
+        }
+        let more = pair.is_backlogged() && pair.flush();
+        let Some(neighbour) = state.neighbours.get(&pair.peer.id) else { continue };
+        let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        if more {
+            flags |= epoll::EventFlags::OUT;
+        }
+        if more || neighbour.silent {
+            let data = epoll::EventData::new_u64(neighbour.token);
+            let _ = epoll::modify(&core.epoll, pair.socket(), data, flags);
+        }
+    }
+}
+
+/// Lets in everyone who knocks. False: it is not possible right now.
+fn accept_all(core: &NodeCore, state: &mut State, at: usize) -> bool {
+    while let Some(meeting) = state.meetings.get(at) {
+        match meeting.accept() {
+            Ok(Some(file)) => {
+                greet(core, state, file, false);
+            }
+            Ok(None) => return true,
+            Err(error) => {
+                core.notices.tell(Level::Warning, "accept", || {
+                    format!("a neighbour knocks and cannot be let in: {error}; raise `ulimit -n`")
+                });
+                return false;
+            }
+        }
+    }
+    true
+}
+
+// ---- greetings ----------------------------------------------------------------------------------
+
+fn on_greeting(core: &Arc<NodeCore>, state: &mut State, token: u64, buffer: &mut Vec<u8>) {
+    // At most hello, proof and a decision.
+    for _ in 0..4 {
+        let Some(greeting) = state.greetings.get_mut(&token) else { return };
+        match receive_packet(greeting.socket.as_fd(), buffer) {
+            Received::Nothing => return,
+            Received::End => return drop_greeting(core, state, token),
+            Received::Nonsense(reason) => {
+                refuse(core, state, token, Why::Nonsense(reason));
+                return drop_greeting(core, state, token);
+            }
+            Received::Message(message, mut files) => {
+                if matches!(message, Message::Hello(_)) {
+                    greeting.pidfd = files.pop().map(Descriptor::new);
+                }
+                let step = greeting.on_message(&own(core), message);
+                take_step(core, state, token, step);
+            }
+        }
+    }
+}
+
+fn take_step(core: &Arc<NodeCore>, state: &mut State, token: u64, step: Step) {
+    let Some(greeting) = state.greetings.get(&token) else { return };
+    match step {
+        Step::Answer(messages) => {
+            if !messages.iter().all(|message| say(core, greeting, message)) {
+                drop_greeting(core, state, token);
+            }
+        }
+        Step::Decide(_) => {
+            let peer = greeting.hello.as_ref().map(|hello| hello.id);
+            if peer.is_some_and(|peer| state.neighbours.contains_key(&peer)) {
+                say(core, greeting, &Message::Duplicate);
+                return drop_greeting(core, state, token);
+            }
+            say(core, greeting, &Message::Welcome);
+            become_neighbours(core, state, token);
+        }
+        Step::Welcome => become_neighbours(core, state, token),
+        Step::End(message, why) => {
+            if let Some(message) = message {
+                say(core, greeting, &message);
+            }
+            refuse(core, state, token, why);
+            drop_greeting(core, state, token);
+        }
+    }
+}
+
+fn drop_greeting(core: &NodeCore, state: &mut State, token: u64) {
+    state.greetings.remove(&token);
+    state.awaited.remove(&token);
+    core.changed.notify_all();
+}
+
+/// Tells of a stranger that stays one.
+fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
+    let hello = state.greetings.get(&token).and_then(|greeting| greeting.hello.clone());
+    let who =
+        hello.map_or_else(|| "a neighbour".to_owned(), |hello| format!("{} ({})", hello.name, hello.id));
+    let (verdict, reason, remedy) = match why {
+        Why::Duplicate => return,
+        Why::OtherDomain(domain) => {
+            let remedy =
+                format!("give both the same `domain`, if they should talk; ours is {:?}", core.domain);
+            ("off", format!("it is of domain {domain:?}"), remedy)
+        }
+        Why::Refused(reason, remedy) => ("refused", reason, remedy.to_owned()),
+        Why::RefusedByThem(reason) => {
+            ("refused", format!("it refused us: {reason}"), "give both nodes the same VBUS_SECRET".into())
+        }
+        Why::Nonsense(reason) => {
+            core.notices.tell(Level::Debug, &format!("nonsense {reason}"), || {
+                format!("{who} was turned away: {reason}")
+            });
+            return;
+        }
+    };
+    if verdict == "refused" {
+        core.notices.tell(Level::Warning, &format!("refused {reason}"), || {
+            format!("{who} was refused: {reason}; {remedy}")
+        });
+    }
+    core.note_finding(state, Finding { peer: who, verdict, reason, remedy });
+}
+
+fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
+    let Some(greeting) = state.greetings.remove(&token) else { return };
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let Some(peer) = greeting.peer(since.as_nanos() as u64) else { return };
+    let id = peer.id;
+    if state.neighbours.contains_key(&id) {
+        // The other side knows that the old connection is dead before we do.
+        end_neighbour(core, state, id, true);
+    }
+    let pair = Pair::new(peer, greeting.socket, Arc::clone(&core.wake));
+    if let Some(pidfd) = &greeting.pidfd {
+        // A bad one costs its sender the second proof of its death, nobody else anything.
+        let _ = watch(core, pidfd.as_fd(), token + 1, epoll::EventFlags::IN);
+    }
+    state.tokens.insert(token, id);
+    state.tokens.insert(token + 1, id);
+    if let Some(counters) = &core.counters {
+        pair.send(&Message::Counters { len: COUNTERS_BYTES as u64 }, &[&counters.file]);
+    }
+    for publisher in state.publishers.values() {
+        pair.send(&interest::announce_publisher(publisher), &[]);
+    }
+    for subscriber in state.subscribers.values() {
+        pair.send(&interest::announce_subscriber(subscriber), &[]);
+    }
+    state.neighbours.insert(id, Neighbour::new(pair, token, greeting.pidfd));
+    state.awaited.remove(&token);
+    core.changed.notify_all();
+}
+
+// ---- neighbours ---------------------------------------------------------------------------------
+
+fn on_neighbour(
+    core: &Arc<NodeCore>,
+    state: &mut State,
+    token: u64,
+    flags: epoll::EventFlags,
+    buffer: &mut Vec<u8>,
+) {
+    let Some(&peer) = state.tokens.get(&token) else { return };
+    let Some(neighbour) = state.neighbours.get(&peer) else { return };
+    let is_dead = neighbour.token != token && flags.contains(epoll::EventFlags::IN);
+    let pair = Arc::clone(&neighbour.pair);
+    let mut handled = 0;
+    // A dead one's last words are all heard first.
+    while is_dead || handled < BURST {
+        handled += 1;
+        match receive_packet(pair.socket(), buffer) {
+            Received::Nothing if is_dead => return end_neighbour(core, state, peer, true),
+            Received::Nothing => return,
+            Received::End => return end_neighbour(core, state, peer, true),
+            Received::Nonsense(reason) => return pair.break_off(reason),
+            Received::Message(message, files) => {
+                if let Some(neighbour) = state.neighbours.get_mut(&peer) {
+                    neighbour.silent = false;
+                }
+                if let Err(reason) = on_message(core, state, peer, message, files) {
+                    return pair.break_off(reason);
+                }
+            }
+        }
+    }
+}
+
+/// What a neighbour said. An error ends the connection.
+fn on_message(
+    core: &Arc<NodeCore>,
+    state: &mut State,
+    peer: Id,
+    message: Message,
+    mut files: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return Ok(()) };
+    let pair = Arc::clone(&neighbour.pair);
+    let mut file = || files.pop().ok_or("a descriptor is missing");
+    match message {
+        Message::Publisher(announced) => {
+            bounded(neighbour.publishers.len())?;
+            neighbour.publishers.insert(announced.id, announced);
+        }
+        Message::PublisherGone(id) => {
+            neighbour.publishers.remove(&id);
+            state.mismatches.retain(|mismatch| mismatch.publisher != id);
+        }
+        Message::Subscriber(announced) => {
+            bounded(neighbour.subscribers.len())?;
+            super::topic::check_pattern(&announced.topic).map_err(|error| error.to_string())?;
+            if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
+                return Err(format!("subscriber {} was announced twice", announced.id));
+            }
+            for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
+                interest::link_to_neighbour(core, state, peer, &publisher, &announced);
+            }
+        }
+        Message::SubscriberGone(id) => {
+            neighbour.subscribers.remove(&id);
+            neighbour.their_doors.remove(&id);
+            state.mismatches.retain(|mismatch| mismatch.subscriber != id);
+        }
+        Message::Mismatch { publisher, subscriber, field, offered, asked } => {
+            let topic = neighbour.publishers.get(&publisher).map_or(String::new(), |its| its.topic.clone());
+            core.note_mismatch(state, TopicMismatch { topic, publisher, subscriber, field, offered, asked });
+        }
+        Message::Link(link) => {
+            bounded(neighbour.incoming.len())?;
+            let subscriber = state.subscribers.get(&link.subscriber).cloned();
+            interest::accept_link(core, neighbour, subscriber.as_ref(), link, file()?)?;
+        }
+        Message::LinkOpen { number, board, entry, bit } => {
+            open_link(neighbour, number, (board, entry, bit), files)?;
+        }
+        Message::LinkLeft(number) => {
+            if let Some((publisher, _)) = neighbour.out.get(&number) {
+                publisher.leave_link(by_number(&pair, number));
+            }
+        }
+        Message::LinkEnded(number) => {
+            if let Some(incoming) = neighbour.incoming.get(&number) {
+                let over = |_, its, pair_of: Option<&Arc<Pair>>| {
+                    its == number && pair_of.is_some_and(|its| Arc::ptr_eq(its, &pair))
+                };
+                incoming.subscriber.inbox.lock().end(Ending::Closed, over);
+                incoming.subscriber.stir();
+            }
+        }
+        Message::Segment { publisher, number, len, stride } => {
+            add_segment(neighbour, publisher, number, (len, stride), file()?)?;
+        }
+        Message::SegmentGone { publisher, number } => {
+            if let Some(table) = neighbour.tables.get(&publisher) {
+                table.remove(number);
+            }
+        }
+        Message::SpaceBell(number) => {
+            let hand = Arc::new(Descriptor::new(file()?));
+            if let Some(path) = neighbour.incoming.get(&number).and_then(|its| its.path.upgrade()) {
+                path.set_space_bell(hand);
+            }
+        }
+        Message::FlushReturns(number) => {
+            if let Some(path) = neighbour.incoming.get(&number).and_then(|its| its.path.upgrade()) {
+                path.flush_overflow();
+            }
+        }
+        Message::Counters { len } => {
+            let mapping = usize::try_from(len)
+                .map_err(|_| "counters of no size".to_owned())
+                .and_then(|len| segment::map_data(file()?, len).map_err(|error| error.to_string()))?;
+            neighbour.counters = CounterView::new(mapping);
+        }
+        Message::Sync(token) => {
+            pair.send(&Message::Synced(token), &[]);
+        }
+        Message::Synced(token) => neighbour.synced = neighbour.synced.max(token),
+        Message::Bye => neighbour.left = true,
+        Message::Hello(_)
+        | Message::Proof(_)
+        | Message::Welcome
+        | Message::Duplicate
+        | Message::Refused { .. } => return Err("it greets again".into()),
+    }
+    core.changed.notify_all();
+    if state.neighbours.get(&peer).is_some_and(|neighbour| neighbour.left) {
+        leave_neighbour(core, state, peer);
+    }
+    Ok(())
+}
+
+fn bounded(count: usize) -> Result<(), String> {
+    if count < ANNOUNCED_MAX { Ok(()) } else { Err(format!("it announced more than {ANNOUNCED_MAX} things")) }
+}
+
+fn open_link(
+    neighbour: &mut Neighbour,
+    number: u32,
+    (board, entry, bit): (u32, u32, u8),
+    mut files: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let Some((publisher, subscriber)) = neighbour.out.get(&number).cloned() else { return Ok(()) };
+    if files.len() == 2 {
+        bounded(neighbour.their_boards.len())?;
+        let file = files.pop().expect("two are there");
+        let mapping = segment::map_pair(file, BOARD_BYTES).map_err(|error| error.to_string())?;
+        neighbour.their_boards.insert(board, Arc::new(mapping));
+    }
+    if let Some(bell) = files.pop() {
+        let mapping = neighbour.their_boards.get(&board).ok_or("a board that was never shown")?;
+        let entry = BoardEntry::new(Arc::clone(mapping), entry as usize).ok_or("no such entry")?;
+        neighbour.their_doors.insert(subscriber, (entry, Arc::new(Descriptor::new(bell))));
+    }
+    let (entry, bell) = neighbour.their_doors.get(&subscriber).cloned().ok_or("a link without a bell")?;
+    publisher.open_link(by_number(&neighbour.pair, number), entry, bit, bell);
+    Ok(())
+}
+
+fn add_segment(
+    neighbour: &mut Neighbour,
+    publisher: Id,
+    number: u32,
+    (len, stride): (u64, u64),
+    file: OwnedFd,
+) -> Result<(), String> {
+    bounded(neighbour.tables.len())?;
+    let (Ok(len), Ok(stride)) = (usize::try_from(len), usize::try_from(stride)) else {
+        return Err("a segment of no size".into());
+    };
+    if stride < 2 * LINE || stride % LINE != 0 || stride > len {
+        return Err(format!("a segment of {len} bytes in slots of {stride}"));
+    }
+    let mapping = segment::map_data(file, len).map_err(|error| error.to_string())?;
+    let segment = ReadSegment { mapping: Arc::new(mapping), stride };
+    if !neighbour.tables.entry(publisher).or_default().insert(number, segment) {
+        return Err(format!("segment number {number}"));
+    }
+    // Whoever met an entry before its segment looks again.
+    for incoming in neighbour.incoming.values().filter(|its| its.publisher == publisher) {
+        incoming.subscriber.inbox.lock().poll_all();
+        incoming.subscriber.stir();
+    }
+    Ok(())
+}
+
+/// A neighbour said goodbye: it publishes and takes no more, but may still hold samples of ours.
+fn leave_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
+    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return };
+    let pair = Arc::clone(&neighbour.pair);
+    let out: Vec<_> = neighbour.out.drain().collect();
+    for (number, (publisher, _)) in &out {
+        publisher.leave_link(by_number(&pair, *number));
+    }
+    end_incoming(neighbour, Ending::Closed);
+    neighbour.publishers.clear();
+    neighbour.subscribers.clear();
+    core.changed.notify_all();
+}
+
+fn end_incoming(neighbour: &mut Neighbour, ending: Ending) {
+    let pair = Arc::clone(&neighbour.pair);
+    for (_, incoming) in neighbour.incoming.drain() {
+        let over = |_, _, its: Option<&Arc<Pair>>| its.is_some_and(|its| Arc::ptr_eq(its, &pair));
+        incoming.subscriber.inbox.lock().end(ending, over);
+        incoming.subscriber.stir();
+    }
+}
+
+/// A connection is at an end: what the neighbour held comes back, what it sent can still be taken.
+fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) {
+    let Some(mut neighbour) = state.neighbours.remove(&peer) else { return };
+    let pair = Arc::clone(&neighbour.pair);
+    let _ = epoll::delete(&core.epoll, pair.socket());
+    if let Some(pidfd) = &neighbour.pidfd {
+        let _ = epoll::delete(&core.epoll, pidfd);
+    }
+    state.tokens.remove(&neighbour.token);
+    state.tokens.remove(&(neighbour.token + 1));
+    let lives = !gone && neighbour.pidfd.as_ref().is_some_and(|pidfd| !is_readable(pidfd));
+    let mut retired = 0;
+    for publisher in state.publishers.values() {
+        retired += publisher.forget_pair(&pair, lives);
+    }
+    if retired > 0 {
+        core.notices.tell(Level::Warning, &format!("retired {peer}"), || {
+            format!("{retired} slots that {:?} may still read are not used again", pair.peer.name)
+        });
+    }
+    end_incoming(&mut neighbour, Ending::Died);
+    state.mismatches.retain(|mismatch| {
+        !neighbour.publishers.contains_key(&mismatch.publisher)
+            && !neighbour.subscribers.contains_key(&mismatch.subscriber)
+    });
+    if gone {
+        pair.close()
+    } else {
+        pair.shut_down()
+    }
+    core.changed.notify_all();
+}
+
+fn is_readable(file: &Descriptor) -> bool {
+    crate::base::descriptor::wait_readable(&[file.as_fd()], Some(Duration::ZERO), None).unwrap_or(false)
+}

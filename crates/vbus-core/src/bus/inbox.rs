@@ -1,0 +1,386 @@
+//! What a subscriber has before it: its links, grouped by the neighbour they come from.
+//!
+//! A look at one ready word per neighbour tells which links have something; the cost of a take does not
+//! grow with the number of silent publishers. Ready links are served in turn.
+
+use std::sync::Arc;
+
+use super::pair::Pair;
+use super::publisher::monotonic_ns;
+use super::spin::Spin;
+use super::stats::{LinkStats, SubscriberStats, add_dropped};
+use super::subscriber::{Sample, Source};
+use crate::base::atomics::{Ordering, fence};
+use crate::base::descriptor::Descriptor;
+use crate::base::id::Id;
+use crate::shm::board::BoardEntry;
+use crate::shm::layout::{Cause, Dropped};
+use crate::shm::link::{InLink, Taken};
+use crate::wire::control::LinkNumber;
+
+/// A busy link is served so often at most before the ready word is looked at again.
+const TAKES_PER_LOOK: u32 = 32;
+
+/// The links of one subscriber.
+#[derive(Default)]
+pub(super) struct Inbox {
+    groups: Vec<Group>,
+    entries: Vec<Option<Entry>>,
+    next_group: usize,
+    takes: u32,
+    ended: SubscriberStats,
+    /// How long to look before sleeping.
+    pub(super) spin: Spin,
+    pub(super) closed: bool,
+}
+
+/// The links from one neighbour: they share a bell.
+struct Group {
+    node: Id,
+    entry: BoardEntry,
+    bell: Arc<Descriptor>,
+    /// Bits whose links are to be polled.
+    pending: u64,
+    next_bit: u32,
+    by_bit: Vec<Vec<usize>>,
+    links: u32,
+}
+
+/// One link, and what was counted.
+struct Entry {
+    link: InLink,
+    number: LinkNumber,
+    source: Arc<Source>,
+    pair: Option<Arc<Pair>>,
+    group: usize,
+    bit: usize,
+    lifespan_ns: Option<u64>,
+    /// The sequence that comes next.
+    expected: Option<u64>,
+    delivered: u64,
+    bytes: u64,
+    expired: u64,
+    lost: u64,
+    ending: Option<Ending>,
+}
+
+/// Why no more will come over a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The publisher closed.
+    Closed,
+    /// Its process is gone: what was not made ready will never be.
+    Died,
+}
+
+/// A link to add.
+pub(super) struct NewEntry {
+    pub(super) link: InLink,
+    pub(super) number: LinkNumber,
+    pub(super) source: Arc<Source>,
+    pub(super) pair: Option<Arc<Pair>>,
+    pub(super) group: usize,
+    pub(super) bit: u8,
+    pub(super) lifespan_ns: Option<u64>,
+}
+
+impl Inbox {
+    /// No links yet.
+    pub(super) fn new(spin: Spin) -> Self {
+        Self { spin, ..Self::default() }
+    }
+
+    /// The group of a neighbour, if it has one.
+    pub(super) fn group_of(&self, node: Id) -> Option<usize> {
+        self.groups.iter().position(|group| group.node == node)
+    }
+
+    /// Adds a group; its number.
+    pub(super) fn add_group(&mut self, node: Id, entry: BoardEntry, bell: Arc<Descriptor>) -> usize {
+        let by_bit = vec![Vec::new(); 64];
+        self.groups.push(Group { node, entry, bell, pending: 0, next_bit: 0, by_bit, links: 0 });
+        self.groups.len() - 1
+    }
+
+    /// The words of a group.
+    pub(super) fn entry(&self, group: usize) -> BoardEntry {
+        self.groups[group].entry.clone()
+    }
+
+    /// The bit that the next link of a group gets.
+    pub(super) fn next_bit(&self, group: usize) -> u8 {
+        let fewest = self.groups[group].by_bit.iter().enumerate().min_by_key(|(_, links)| links.len());
+        fewest.map_or(0, |(bit, _)| bit as u8)
+    }
+
+    /// Adds a link.
+    pub(super) fn add(&mut self, new: NewEntry) {
+        let at = self.entries.iter().position(Option::is_none).unwrap_or(self.entries.len());
+        if at == self.entries.len() {
+            self.entries.push(None);
+        }
+        let bit = usize::from(new.bit % 64);
+        self.groups[new.group].by_bit[bit].push(at);
+        self.groups[new.group].links += 1;
+        self.entries[at] = Some(Entry {
+            link: new.link,
+            number: new.number,
+            source: new.source,
+            pair: new.pair,
+            group: new.group,
+            bit,
+            lifespan_ns: new.lifespan_ns,
+            expected: None,
+            delivered: 0,
+            bytes: 0,
+            expired: 0,
+            lost: 0,
+            ending: None,
+        });
+    }
+
+    /// Living publishers.
+    pub(super) fn publishers(&self) -> usize {
+        self.entries.iter().flatten().filter(|entry| entry.ending.is_none()).count()
+    }
+
+    /// Takes the next sample, from the ready links in turn.
+    pub(super) fn take(&mut self) -> Option<Sample> {
+        let count = self.groups.len();
+        for step in 0..count {
+            let at = (self.next_group + step) % count;
+            self.takes = self.takes.wrapping_add(1);
+            if self.groups[at].pending == 0 || self.takes % TAKES_PER_LOOK == 0 {
+                let group = &mut self.groups[at];
+                group.pending |= group.entry.bell().collect();
+            }
+            if let Some(sample) = self.take_from_group(at) {
+                self.next_group = at + 1;
+                return Some(sample);
+            }
+        }
+        None
+    }
+
+    fn take_from_group(&mut self, at: usize) -> Option<Sample> {
+        while self.groups[at].pending != 0 {
+            let group = &mut self.groups[at];
+            let turned = group.pending.rotate_right(group.next_bit);
+            let bit = (turned.trailing_zeros() + group.next_bit) % 64;
+            group.next_bit = (bit + 1) % 64;
+            for place in 0..group.by_bit[bit as usize].len() {
+                let Some(&link) = self.groups[at].by_bit[bit as usize].get(place) else { break };
+                if let Some(sample) = self.take_from(link) {
+                    // Another link of the same bit gets its turn next time.
+                    self.groups[at].by_bit[bit as usize].rotate_left(place + 1);
+                    return Some(sample);
+                }
+            }
+            self.groups[at].pending &= !(1 << bit);
+        }
+        None
+    }
+
+    fn take_from(&mut self, at: usize) -> Option<Sample> {
+        loop {
+            let entry = self.entries[at].as_mut()?;
+            match entry.link.take() {
+                Ok(Some(taken)) => match entry.accept(taken) {
+                    Ok(Some(sample)) => return Some(sample),
+                    Ok(None) => {}
+                    Err(broken) => {
+                        self.break_off(at, &broken);
+                        return None;
+                    }
+                },
+                Ok(None) => {
+                    self.remove_if_over(at);
+                    return None;
+                }
+                Err(broken) => {
+                    self.break_off(at, &broken.to_string());
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn break_off(&mut self, at: usize, reason: &str) {
+        if let Some(pair) = self.entries[at].as_ref().and_then(|entry| entry.pair.as_ref()) {
+            pair.break_off(reason.to_owned());
+        }
+        self.remove(at, None);
+    }
+
+    /// Removes a link over which nothing will come any more.
+    fn remove_if_over(&mut self, at: usize) {
+        let Some(entry) = &mut self.entries[at] else { return };
+        match entry.ending {
+            None => return,
+            // Its last segments are still on their way, or already here.
+            Some(Ending::Closed) if entry.link.is_stalled() => return,
+            Some(_) => {}
+        }
+        self.remove(at, None);
+    }
+
+    /// Removes a link; what still waited counts as dropped for a cause, or as lost.
+    fn remove(&mut self, at: usize, cause: Option<Cause>) {
+        let Some(entry) = self.entries[at].take() else { return };
+        let group = &mut self.groups[entry.group];
+        group.by_bit[entry.bit].retain(|&link| link != at);
+        group.links -= 1;
+        let counts = entry.stats(Id::from_bytes([0; 16]));
+        let ended = &mut self.ended;
+        ended.sent += counts.sent;
+        ended.delivered += counts.delivered;
+        ended.lost += counts.lost;
+        ended.bytes += entry.bytes;
+        add_dropped(&mut ended.dropped, &counts.dropped);
+        match cause {
+            Some(cause) => ended.dropped[cause as usize] += counts.waiting,
+            None => ended.lost += counts.waiting,
+        }
+    }
+
+    /// No more will come over the links that `which` names by publisher and number; they end when they are
+    /// empty.
+    pub(super) fn end(&mut self, ending: Ending, which: impl Fn(Id, LinkNumber, Option<&Arc<Pair>>) -> bool) {
+        for entry in self.entries.iter_mut().flatten() {
+            if which(entry.source.publisher, entry.number, entry.pair.as_ref()) {
+                entry.ending = Some(ending);
+                self.groups[entry.group].pending |= 1 << entry.bit;
+            }
+        }
+    }
+
+    /// Looks at all links again, whatever their bells say: something changed.
+    pub(super) fn poll_all(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.pending = u64::MAX);
+    }
+
+    /// Discards everything; the links that were there, to tell their publishers.
+    pub(super) fn close(&mut self) -> Vec<(Id, LinkNumber, Option<Arc<Pair>>)> {
+        self.closed = true;
+        let mut left = Vec::new();
+        for at in 0..self.entries.len() {
+            let Some(entry) = &self.entries[at] else { continue };
+            left.push((entry.source.publisher, entry.number, entry.pair.clone()));
+            self.remove(at, Some(Cause::Closed));
+        }
+        left
+    }
+
+    /// The counts now.
+    pub(super) fn stats(&self, subscriber: Id, held: u64) -> SubscriberStats {
+        let mut stats = SubscriberStats { held, ..self.ended.clone() };
+        for entry in self.entries.iter().flatten() {
+            let counts = entry.stats(subscriber);
+            stats.sent += counts.sent;
+            stats.delivered += counts.delivered;
+            stats.waiting += counts.waiting;
+            stats.lost += counts.lost;
+            stats.bytes += entry.bytes;
+            add_dropped(&mut stats.dropped, &counts.dropped);
+            stats.links.push(counts);
+        }
+        stats
+    }
+
+    // ---- sleeping -------------------------------------------------------------------------------
+
+    /// Whether a take may find something. A look at each group, no more.
+    #[inline]
+    pub(super) fn may_have(&self) -> bool {
+        self.closed || self.groups.iter().any(|group| group.pending != 0 || group.entry.bell().is_ready())
+    }
+
+    /// Whether a take would find something.
+    pub(super) fn has(&mut self) -> bool {
+        for group in &mut self.groups {
+            group.pending |= group.entry.bell().collect();
+            let mut bits = group.pending;
+            while bits != 0 {
+                let bit = bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let entries = &mut self.entries;
+                if group.by_bit[bit]
+                    .iter()
+                    .any(|&at| entries[at].as_mut().is_some_and(|entry| entry.link.has_waiting()))
+                {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Asks to be rung by everyone. True: something came meanwhile, do not sleep.
+    pub(super) fn fall_asleep(&self) -> bool {
+        self.groups.iter().for_each(|group| group.entry.bell().fall_asleep());
+        fence(Ordering::SeqCst);
+        self.may_have()
+    }
+
+    /// Needs no ringing any more.
+    pub(super) fn wake(&self) {
+        self.groups.iter().for_each(|group| group.entry.bell().wake());
+    }
+
+    /// The bell of a group.
+    pub(super) fn bell(&self, group: usize) -> Option<&Descriptor> {
+        self.groups.get(group).map(|group| &*group.bell)
+    }
+}
+
+impl Entry {
+    /// Checks an entry that was taken. `Ok(None)`: it was too old.
+    fn accept(&mut self, taken: Taken) -> Result<Option<Sample>, String> {
+        let sequence = taken.header.sequence;
+        let expected =
+            *self.expected.get_or_insert_with(|| self.link.memory().first().load(Ordering::Relaxed));
+        let Some(lost) = sequence.checked_sub(expected) else {
+            return Err(format!("sample {sequence} came after {expected} was due"));
+        };
+        if let Some(lifespan) = self.lifespan_ns
+            && monotonic_ns().saturating_sub(taken.header.monotonic_ns) > lifespan
+        {
+            self.expired += 1;
+            // Release: after the head, see `OutLink::stats`.
+            self.link.memory().expired().store(self.expired, Ordering::Release);
+            return Ok(None);
+        }
+        self.expected = Some(sequence + 1);
+        self.delivered += 1;
+        self.bytes += taken.header.payload_len;
+        Ok(Some(Sample::new(taken, Arc::clone(&self.source), lost)))
+    }
+
+    /// The counts now, as far as both sides wrote them; they always add up.
+    fn stats(&self, subscriber: Id) -> LinkStats {
+        let memory = self.link.memory();
+        let mut dropped = Dropped::default();
+        for cause in Cause::ALL {
+            dropped[cause as usize] = memory.dropped(cause).load(Ordering::Relaxed);
+        }
+        dropped[Cause::Lifespan as usize] += self.expired;
+        let settled =
+            dropped.iter().fold(self.delivered + self.lost, |sum, &count| sum.saturating_add(count));
+        let sent = memory
+            .forward()
+            .tail
+            .load(Ordering::Relaxed)
+            .saturating_add(memory.skipped().load(Ordering::Relaxed))
+            .max(settled);
+        LinkStats {
+            publisher: self.source.publisher,
+            subscriber,
+            peer: Arc::clone(&self.source.peer),
+            sent,
+            delivered: self.delivered,
+            waiting: sent - settled,
+            dropped,
+            lost: self.lost,
+        }
+    }
+}

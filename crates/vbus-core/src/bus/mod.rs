@@ -1,0 +1,25 @@
+//! Floor 3: nodes, publishers and subscribers over the memory of neighbours.
+
+pub mod counters;
+mod driver;
+mod greeting;
+mod inbox;
+mod interest;
+pub mod meta;
+mod node;
+mod pair;
+mod publisher;
+pub mod qos;
+mod secret;
+pub mod shape;
+mod spin;
+mod stats;
+mod subscriber;
+pub mod topic;
+
+pub use node::{Finding, Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
+pub use pair::PeerInfo;
+pub use publisher::{Blocked, Loan, PublishError, Publisher};
+pub use secret::{Secret, SecretError};
+pub use stats::{LinkStats, NodeStats, PublisherStats, SubscriberStats, named as named_drops};
+pub use subscriber::{Sample, Subscriber, WaitOutcome};

@@ -1,0 +1,730 @@
+//! A node: one participant of a domain, with its publishers, its subscribers and its neighbours.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::epoll;
+
+use super::counters::{CounterView, Counters};
+use super::driver;
+use super::greeting::Greeting;
+use super::interest;
+use super::pair::{Pair, PeerInfo};
+use super::publisher::{Publisher, PublisherCore};
+use super::qos::{Offer, Qos};
+use super::secret::Secret;
+use super::stats::{NodeStats, PublisherStats, SubscriberStats, add_dropped};
+use super::subscriber::{Subscriber, SubscriberCore};
+use super::topic::{self, TopicError};
+use crate::base::atomics::{AtomicU32, Ordering};
+use crate::base::budget::Budget;
+use crate::base::descriptor::Descriptor;
+use crate::base::fork;
+use crate::base::id::Id;
+use crate::base::memory;
+use crate::base::notice::{Level, Notice, Notices};
+use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
+use crate::shm::link::{ReturnPath, SegmentTable};
+use crate::shm::meeting::{Meeting, MeetingError};
+use crate::shm::segment::{Mapping, SegmentError};
+use crate::wire::control::{Announcement, LinkNumber, Message, cut_name};
+
+/// How long a call waits for neighbours at most; one that does not answer is skipped from then on.
+const MEETING_TIME: Duration = Duration::from_millis(500);
+/// Refusals that are remembered.
+const FINDINGS_MAX: usize = 256;
+
+/// What a node is made with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// For people.
+    pub name: String,
+    /// Who sees whom.
+    pub domain: String,
+    /// Only nodes with the same join.
+    pub secret: Option<Secret>,
+    /// Where neighbours meet.
+    pub directories: Vec<PathBuf>,
+    /// Whether a directory that cannot be used is an error.
+    pub required: bool,
+    /// Bytes that publishers may keep in all; 0 is a quarter of what there is.
+    pub memory: u64,
+    /// For people.
+    pub release: String,
+}
+
+/// Why there is no node, no publisher, no subscriber.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A directory that was asked for cannot be used.
+    #[error(transparent)]
+    Meeting(#[from] MeetingError),
+    /// No descriptors, no threads.
+    #[error("the node could not be opened: {0}; is `ulimit -n` too low?")]
+    System(#[from] io::Error),
+    /// No topic.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// Closed.
+    #[error("the node {name:?} is closed; open a new one")]
+    Closed {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A node. Dropping it closes it.
+pub struct Node {
+    core: Arc<NodeCore>,
+    driver: Mutex<Option<JoinHandle<()>>>,
+}
+
+pub(crate) struct NodeCore {
+    pub(super) info: Arc<PeerInfo>,
+    pub(super) domain: String,
+    pub(super) secret: Option<Secret>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) notices: Notices,
+    /// Rung when the driver has something to do.
+    pub(super) wake: Arc<Descriptor>,
+    pub(super) epoll: Descriptor,
+    pub(super) pidfd: Option<Descriptor>,
+    pub(super) counters: Option<Arc<Counters>>,
+    pub(super) state: Mutex<State>,
+    /// Something about neighbours changed.
+    pub(super) changed: Condvar,
+    tokens: AtomicU32,
+    local_links: AtomicU32,
+    born: fork::Generation,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) publishers: HashMap<Id, Arc<PublisherCore>>,
+    pub(super) subscribers: HashMap<Id, Arc<SubscriberCore>>,
+    pub(super) neighbours: HashMap<Id, Neighbour>,
+    pub(super) greetings: HashMap<u64, Greeting>,
+    /// Tokens of the epoll that belong to a neighbour.
+    pub(super) tokens: HashMap<u64, Id>,
+    pub(super) next_token: u64,
+    pub(super) meetings: Vec<Meeting>,
+    /// Greetings that `Node::new` waits for.
+    pub(super) awaited: HashSet<u64>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) mismatches: Vec<TopicMismatch>,
+    pub(super) closing: bool,
+    /// Publishers and subscribers that are closed.
+    ended: (PublisherTotals, SubscriberStats),
+}
+
+#[derive(Default)]
+struct PublisherTotals {
+    published: u64,
+    bytes: u64,
+    dropped: crate::shm::layout::Dropped,
+    lost: u64,
+}
+
+impl PublisherTotals {
+    fn add(&mut self, stats: &PublisherStats) {
+        self.published += stats.published;
+        self.bytes += stats.bytes;
+        self.lost += stats.lost;
+        add_dropped(&mut self.dropped, &stats.dropped);
+    }
+}
+
+/// A node that shares memory with us.
+pub(super) struct Neighbour {
+    pub(super) pair: Arc<Pair>,
+    pub(super) token: u64,
+    pub(super) pidfd: Option<Descriptor>,
+    pub(super) publishers: HashMap<Id, Announcement>,
+    pub(super) subscribers: HashMap<Id, Announcement>,
+    /// Links from our publishers, with the subscriber of each.
+    pub(super) out: HashMap<LinkNumber, (Arc<PublisherCore>, Id)>,
+    /// Links to our subscribers.
+    pub(super) incoming: HashMap<LinkNumber, Incoming>,
+    /// Segments of its publishers.
+    pub(super) tables: HashMap<Id, Arc<SegmentTable>>,
+    /// Its boards, and how its subscribers are rung.
+    pub(super) their_boards: HashMap<u32, Arc<Mapping>>,
+    pub(super) their_doors: HashMap<Id, (BoardEntry, Arc<Descriptor>)>,
+    /// Our boards for it, and where our subscribers are on them.
+    our_boards: Vec<(Arc<Mapping>, usize)>,
+    pub(super) doors: HashMap<Id, (u32, BoardEntry)>,
+    pub(super) counters: Option<CounterView>,
+    /// The last `Sync` that it answered.
+    pub(super) synced: u32,
+    /// It did not answer in time once; nobody waits for it until it speaks again.
+    pub(super) silent: bool,
+    /// It said goodbye: its end is no death.
+    pub(super) left: bool,
+}
+
+/// A link to one of our subscribers.
+pub(super) struct Incoming {
+    pub(super) subscriber: Arc<SubscriberCore>,
+    pub(super) publisher: Id,
+    pub(super) path: std::sync::Weak<ReturnPath>,
+}
+
+impl Neighbour {
+    pub(super) fn new(pair: Arc<Pair>, token: u64, pidfd: Option<Descriptor>) -> Self {
+        Self {
+            pair,
+            token,
+            pidfd,
+            publishers: HashMap::new(),
+            subscribers: HashMap::new(),
+            out: HashMap::new(),
+            incoming: HashMap::new(),
+            tables: HashMap::new(),
+            their_boards: HashMap::new(),
+            their_doors: HashMap::new(),
+            our_boards: Vec::new(),
+            doors: HashMap::new(),
+            counters: None,
+            synced: 0,
+            silent: false,
+            left: false,
+        }
+    }
+
+    /// A free entry on one of our boards: the board's number, the entry, and the board's file if it is new.
+    pub(super) fn new_entry(&mut self) -> Result<(u32, BoardEntry, Option<Arc<Descriptor>>), SegmentError> {
+        let mut file = None;
+        if self.our_boards.last().is_none_or(|(_, used)| *used == BOARD_ENTRIES) {
+            let (mapping, new) = interest::new_board()?;
+            self.our_boards.push((mapping, 0));
+            file = Some(new);
+        }
+        let number = self.our_boards.len() as u32;
+        let (mapping, used) = self.our_boards.last_mut().expect("pushed above");
+        let entry = BoardEntry::new(Arc::clone(mapping), *used).expect("fewer than the board has");
+        *used += 1;
+        Ok((number, entry, file))
+    }
+}
+
+/// A publisher or a subscriber of a topic.
+#[derive(Debug, Clone)]
+pub struct TopicPoint {
+    /// Its id.
+    pub id: Id,
+    /// Its node.
+    pub peer: Arc<PeerInfo>,
+    /// The shape of its type.
+    pub shape: String,
+    /// What it offers or asks.
+    pub qos: Qos,
+}
+
+/// A topic that has publishers.
+#[derive(Debug, Clone)]
+pub struct TopicEntry {
+    /// The topic.
+    pub topic: String,
+    /// All over the domain.
+    pub publishers: Vec<TopicPoint>,
+    /// Those whose pattern matches.
+    pub subscribers: Vec<TopicPoint>,
+    /// Samples per second.
+    pub rate: f64,
+    /// Payload bytes per second.
+    pub bytes_per_second: f64,
+    /// Who does not fit.
+    pub mismatches: Vec<TopicMismatch>,
+}
+
+/// A publisher and a subscriber that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicMismatch {
+    /// Where.
+    pub topic: String,
+    /// Who offers.
+    pub publisher: Id,
+    /// Who asks.
+    pub subscriber: Id,
+    /// `type`, a field of it, or a quality of service.
+    pub field: String,
+    /// What there is.
+    pub offered: String,
+    /// What was asked.
+    pub asked: String,
+}
+
+/// Something that explains why two nodes talk or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The peer's id, or what is known of a stranger.
+    pub peer: String,
+    /// `used`, `refused`, `off`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Node {
+    /// Opens a node; returns when it has met the neighbours that are there, at the latest after half a second.
+    pub fn open(config: NodeConfig) -> Result<Self, NodeError> {
+        let id = Id::random();
+        let meetings = join_all(&config, id)?;
+        let core = NodeCore::new(config, id)?;
+        driver::watch_meetings(&core, &meetings)?;
+        core.state.lock().meetings = meetings;
+        driver::knock_everywhere(&core);
+        let thread = driver::start(Arc::clone(&core))?;
+        let node = Self { core, driver: Mutex::new(Some(thread)) };
+        node.wait_for_neighbours();
+        Ok(node)
+    }
+
+    /// As people see it.
+    pub fn info(&self) -> &Arc<PeerInfo> {
+        &self.core.info
+    }
+
+    /// Its domain.
+    pub fn domain(&self) -> &str {
+        &self.core.domain
+    }
+
+    /// The bound of its memory in bytes.
+    pub fn memory(&self) -> u64 {
+        self.core.budget.limit()
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.core.state.lock().closing
+    }
+
+    /// Connected peers, in the order of their ids.
+    pub fn peers(&self) -> Vec<Arc<PeerInfo>> {
+        let state = self.core.state.lock();
+        let mut peers: Vec<_> =
+            state.neighbours.values().map(|neighbour| Arc::clone(&neighbour.pair.peer)).collect();
+        peers.sort_by_key(|peer| peer.id);
+        peers
+    }
+
+    /// Waits until there are `n` peers; false when `timeout` is over first.
+    pub fn wait_for_peers(&self, n: usize, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.core.state.lock();
+        while state.neighbours.len() < n {
+            if state.closing || self.core.changed.wait_until(&mut state, deadline).timed_out() {
+                return state.neighbours.len() >= n;
+            }
+        }
+        true
+    }
+
+    /// Opens a publisher; returns when the subscribers that are there are linked.
+    pub fn publisher(&self, topic: &str, shape: &str, qos: Qos) -> Result<Publisher, NodeError> {
+        topic::check_topic(topic)?;
+        let core = &self.core;
+        let offer = Offer::from(qos);
+        let publisher =
+            PublisherCore::new(Arc::clone(core), topic, shape.to_owned(), offer, core.counters.clone())?;
+        let pairs = {
+            let mut state = core.lock_open()?;
+            let state = &mut *state;
+            state.publishers.insert(publisher.id, Arc::clone(&publisher));
+            for subscriber in state.subscribers.values().cloned().collect::<Vec<_>>() {
+                interest::link_within(core, state, &publisher, &subscriber);
+            }
+            let message = interest::announce_publisher(&publisher);
+            let peers: Vec<Id> = state.neighbours.keys().copied().collect();
+            for peer in &peers {
+                let neighbour = &state.neighbours[peer];
+                neighbour.pair.send(&message, &[]);
+                for wish in neighbour.subscribers.values().cloned().collect::<Vec<_>>() {
+                    interest::link_to_neighbour(core, state, *peer, &publisher, &wish);
+                }
+            }
+            peers
+        };
+        core.wait_while(&pairs, |neighbour| publisher.waits_for(&neighbour.pair));
+        Ok(Publisher::new(publisher))
+    }
+
+    /// Opens a subscriber; returns when the publishers that are there know it. `spin` is how long to look
+    /// before sleeping; `None` adapts.
+    pub fn subscriber(
+        &self,
+        pattern: &str,
+        shape: &str,
+        qos: Qos,
+        spin: Option<Duration>,
+    ) -> Result<Subscriber, NodeError> {
+        topic::check_pattern(pattern)?;
+        let core = &self.core;
+        let subscriber = SubscriberCore::new(Arc::clone(core), pattern, shape.to_owned(), qos, spin)?;
+        let peers = {
+            let mut state = core.lock_open()?;
+            let state = &mut *state;
+            state.subscribers.insert(subscriber.id, Arc::clone(&subscriber));
+            for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
+                interest::link_within(core, state, &publisher, &subscriber);
+            }
+            let message = interest::announce_subscriber(&subscriber);
+            for neighbour in state.neighbours.values() {
+                neighbour.pair.send(&message, &[]);
+            }
+            state.neighbours.keys().copied().collect::<Vec<_>>()
+        };
+        // The first answer: their links have come. The second: they know that ours are open.
+        core.sync(&peers);
+        core.sync(&peers);
+        Ok(Subscriber::new(subscriber))
+    }
+
+    /// Topics with publishers, all over the domain.
+    pub fn topics(&self) -> Vec<TopicEntry> {
+        self.core.topics()
+    }
+
+    /// Why nodes talk or not.
+    pub fn findings(&self) -> Vec<Finding> {
+        let state = self.core.state.lock();
+        let used = state.neighbours.values().map(|neighbour| Finding {
+            peer: neighbour.pair.peer.id.to_string(),
+            verdict: "used",
+            reason: "the two share memory".into(),
+            remedy: String::new(),
+        });
+        used.chain(state.findings.iter().cloned()).collect()
+    }
+
+    /// The counts now.
+    pub fn stats(&self) -> NodeStats {
+        self.core.stats()
+    }
+
+    /// Takes what is to be logged; waits for it. `None` when the node is closed.
+    pub fn take_notices(&self, timeout: Option<Duration>) -> Option<Vec<Notice>> {
+        self.core.notices.take(timeout)
+    }
+
+    /// Closes publishers and subscribers, says goodbye, and ends the driver. Samples that were received stay.
+    pub fn close(&self) {
+        if !self.core.born.is_current() {
+            return;
+        }
+        self.core.close();
+        if let Some(thread) = self.driver.lock().take() {
+            // It ends by itself; it panicked only if we have a bug, which its own message told.
+            let _ = thread.join();
+        }
+    }
+
+    fn wait_for_neighbours(&self) {
+        let deadline = Instant::now() + MEETING_TIME;
+        let mut state = self.core.state.lock();
+        while !state.awaited.is_empty() {
+            if self.core.changed.wait_until(&mut state, deadline).timed_out() {
+                state.awaited.clear();
+            }
+        }
+        let peers: Vec<Id> = state.neighbours.keys().copied().collect();
+        drop(state);
+        self.core.sync(&peers);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Joins every usable directory; an unusable one is an error only if it was asked for.
+fn join_all(config: &NodeConfig, id: Id) -> Result<Vec<Meeting>, NodeError> {
+    let mut meetings = Vec::new();
+    for directory in &config.directories {
+        match Meeting::join_as(directory, true, id) {
+            Ok(meeting) => meetings.push(meeting),
+            Err(error) if config.required => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    Ok(meetings)
+}
+
+impl NodeCore {
+    fn new(config: NodeConfig, id: Id) -> Result<Arc<Self>, NodeError> {
+        let limit = if config.memory == 0 { memory::machine_bytes() / 4 } else { config.memory };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let info = PeerInfo {
+            id,
+            name: cut_name(&config.name),
+            host: cut_name(&host),
+            pid: std::process::id(),
+            path: None,
+            since_ns: since.as_nanos() as u64,
+            version: cut_name(&config.release),
+        };
+        let wake = Arc::new(Descriptor::event()?);
+        let epoll = Descriptor::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io::Error::from)?);
+        let itself = rustix::process::getpid();
+        let pidfd = rustix::process::pidfd_open(itself, rustix::process::PidfdFlags::empty());
+        Ok(Arc::new(Self {
+            info: Arc::new(info),
+            domain: config.domain,
+            secret: config.secret,
+            budget: Budget::new(limit),
+            notices: Notices::default(),
+            wake,
+            epoll,
+            pidfd: pidfd.ok().map(Descriptor::new),
+            counters: Counters::new().ok().map(Arc::new),
+            state: Mutex::new(State { next_token: driver::FIRST_TOKEN, ..State::default() }),
+            changed: Condvar::new(),
+            tokens: AtomicU32::new(1),
+            local_links: AtomicU32::new(1),
+            born: fork::Generation::now(),
+        }))
+    }
+
+    fn lock_open(&self) -> Result<parking_lot::MutexGuard<'_, State>, NodeError> {
+        let state = self.state.lock();
+        if state.closing {
+            return Err(NodeError::Closed { name: self.info.name.clone() });
+        }
+        Ok(state)
+    }
+
+    pub(super) fn next_local_link(&self) -> LinkNumber {
+        self.local_links.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Has `peers` answer after everything they were sent before; waits for it.
+    fn sync(&self, peers: &[Id]) {
+        // Counts up, so that a later answer covers an earlier question.
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.lock();
+        for neighbour in peers.iter().filter_map(|peer| state.neighbours.get(peer)) {
+            neighbour.pair.send(&Message::Sync(token), &[]);
+        }
+        drop(state);
+        self.wait_while(peers, |neighbour| neighbour.synced < token);
+    }
+
+    /// Waits while `pending` is true of any of `peers` that answers at all.
+    fn wait_while(&self, peers: &[Id], pending: impl Fn(&Neighbour) -> bool) {
+        let deadline = Instant::now() + MEETING_TIME;
+        let mut state = self.state.lock();
+        let waits = |state: &State, peer: &Id| {
+            state.neighbours.get(peer).is_some_and(|neighbour| !neighbour.silent && pending(neighbour))
+        };
+        while !state.closing && peers.iter().any(|peer| waits(&state, peer)) {
+            if !self.changed.wait_until(&mut state, deadline).timed_out() {
+                continue;
+            }
+            for peer in peers {
+                if waits(&state, peer)
+                    && let Some(neighbour) = state.neighbours.get_mut(peer)
+                {
+                    neighbour.silent = true;
+                }
+            }
+        }
+    }
+
+    /// Remembers a mismatch and tells of it, once.
+    pub(super) fn note_mismatch(&self, state: &mut State, mismatch: TopicMismatch) {
+        let text = mismatch.clone();
+        let cause = format!("mismatch {} {} {}", mismatch.publisher, mismatch.subscriber, mismatch.field);
+        self.notices.tell(Level::Warning, &cause, || {
+            let TopicMismatch { topic, publisher, subscriber, field, offered, asked } = text;
+            format!(
+                "publisher {publisher} and subscriber {subscriber} of {topic:?} differ in {field}: offered \
+                 {offered}, asked {asked}; give both the same"
+            )
+        });
+        if state.mismatches.len() < FINDINGS_MAX && !state.mismatches.contains(&mismatch) {
+            state.mismatches.push(mismatch);
+        }
+    }
+
+    /// Remembers why a stranger did not become a neighbour.
+    pub(super) fn note_finding(&self, state: &mut State, finding: Finding) {
+        if state.findings.len() < FINDINGS_MAX && !state.findings.contains(&finding) {
+            state.findings.push(finding);
+        }
+    }
+
+    fn topics(&self) -> Vec<TopicEntry> {
+        let now_ns = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let state = self.state.lock();
+        let mut topics: HashMap<String, TopicEntry> = HashMap::new();
+        let mut subscribers: Vec<(String, TopicPoint)> = Vec::new();
+        let mut add = |topic: &str, point: TopicPoint, rates: (f64, f64)| {
+            let entry = topics.entry(topic.to_owned()).or_insert_with(|| TopicEntry {
+                topic: topic.to_owned(),
+                publishers: Vec::new(),
+                subscribers: Vec::new(),
+                rate: 0.0,
+                bytes_per_second: 0.0,
+                mismatches: Vec::new(),
+            });
+            entry.publishers.push(point);
+            entry.rate += rates.0;
+            entry.bytes_per_second += rates.1;
+        };
+        let rates = |view: Option<&CounterView>, counter| {
+            view.map_or((0.0, 0.0), |view| view.rates(counter, now_ns as u64))
+        };
+        for publisher in state.publishers.values() {
+            let qos = interest::from_wire(&interest::offer_to_wire(&publisher.offer));
+            let point = point(publisher.id, &self.info, &publisher.shape, qos);
+            add(
+                &publisher.topic,
+                point,
+                rates(self.counters.as_deref().map(Counters::view), publisher.counter),
+            );
+        }
+        for subscriber in state.subscribers.values() {
+            let point = point(subscriber.id, &self.info, &subscriber.shape, subscriber.asked);
+            subscribers.push((subscriber.pattern.clone(), point));
+        }
+        for neighbour in state.neighbours.values() {
+            let peer = &neighbour.pair.peer;
+            for its in neighbour.publishers.values() {
+                let point = point(its.id, peer, &its.shape, interest::from_wire(&its.qos));
+                add(&its.topic, point, rates(neighbour.counters.as_ref(), its.counter));
+            }
+            for its in neighbour.subscribers.values() {
+                let point = point(its.id, peer, &its.shape, interest::from_wire(&its.qos));
+                subscribers.push((its.topic.clone(), point));
+            }
+        }
+        let mut topics: Vec<TopicEntry> = topics.into_values().collect();
+        topics.sort_by(|a, b| a.topic.cmp(&b.topic));
+        for entry in &mut topics {
+            let matching = subscribers.iter().filter(|(pattern, _)| topic::matches(pattern, &entry.topic));
+            entry.subscribers = matching.map(|(_, point)| point.clone()).collect();
+            entry.mismatches =
+                state.mismatches.iter().filter(|mismatch| mismatch.topic == entry.topic).cloned().collect();
+        }
+        topics
+    }
+
+    fn stats(&self) -> NodeStats {
+        let state = self.state.lock();
+        let mut stats = NodeStats {
+            peers: state.neighbours.len() as u64,
+            published: state.ended.0.published,
+            delivered: state.ended.1.delivered,
+            dropped: state.ended.0.dropped,
+            lost: state.ended.0.lost,
+            bytes_sent: state.ended.0.bytes,
+            bytes_received: state.ended.1.bytes,
+            memory: self.budget.used(),
+        };
+        for publisher in state.publishers.values() {
+            let counts = publisher.totals();
+            stats.published += counts.published;
+            stats.bytes_sent += counts.bytes;
+            stats.lost += counts.lost;
+            add_dropped(&mut stats.dropped, &counts.dropped);
+        }
+        for subscriber in state.subscribers.values() {
+            let counts = subscriber.totals();
+            stats.delivered += counts.delivered;
+            stats.bytes_received += counts.bytes;
+        }
+        stats
+    }
+
+    // ---- closing --------------------------------------------------------------------------------
+
+    /// A publisher ends: its subscribers are told, and may take what waits.
+    pub(super) fn close_publisher(&self, publisher: &Arc<PublisherCore>) {
+        let mut state = self.state.lock();
+        if state.publishers.remove(&publisher.id).is_none() {
+            return;
+        }
+        let totals = publisher.totals();
+        state.ended.0.add(&totals);
+        publisher.shut();
+        for neighbour in state.neighbours.values_mut() {
+            neighbour.pair.send(&Message::PublisherGone(publisher.id), &[]);
+            neighbour.out.retain(|_, (its, _)| its.id != publisher.id);
+        }
+        state.mismatches.retain(|mismatch| mismatch.publisher != publisher.id);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// A subscriber ends: what waits is discarded, its publishers are told.
+    pub(super) fn close_subscriber(&self, subscriber: &Arc<SubscriberCore>) {
+        let mut state = self.state.lock();
+        if state.subscribers.remove(&subscriber.id).is_none() {
+            return;
+        }
+        let left = subscriber.inbox.lock().close();
+        state.ended.1.delivered += subscriber.totals().delivered;
+        state.ended.1.bytes += subscriber.totals().bytes;
+        for (publisher, number, pair) in left {
+            match pair {
+                Some(pair) => {
+                    pair.send(&Message::LinkLeft(number), &[]);
+                }
+                None => {
+                    if let Some(publisher) = state.publishers.get(&publisher) {
+                        publisher.leave_link(|key| key.pair.is_none() && key.number == number);
+                    }
+                }
+            }
+        }
+        for neighbour in state.neighbours.values_mut() {
+            neighbour.pair.send(&Message::SubscriberGone(subscriber.id), &[]);
+            neighbour.doors.remove(&subscriber.id);
+        }
+        state.mismatches.retain(|mismatch| mismatch.subscriber != subscriber.id);
+        drop(state);
+        subscriber.stir();
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        let (publishers, subscribers) = {
+            let mut state = self.state.lock();
+            if std::mem::replace(&mut state.closing, true) {
+                return;
+            }
+            // First our names, so that nobody knocks any more.
+            state.meetings.clear();
+            let publishers: Vec<_> = state.publishers.values().cloned().collect();
+            (publishers, state.subscribers.values().cloned().collect::<Vec<_>>())
+        };
+        publishers.iter().for_each(|publisher| self.close_publisher(publisher));
+        subscribers.iter().for_each(|subscriber| self.close_subscriber(subscriber));
+        let mut state = self.state.lock();
+        for (_, neighbour) in state.neighbours.drain() {
+            neighbour.pair.send(&Message::Bye, &[]);
+            neighbour.pair.flush();
+            neighbour.pair.close();
+        }
+        state.greetings.clear();
+        drop(state);
+        self.notices.close();
+        self.changed.notify_all();
+        self.wake.ring();
+    }
+}
+
+fn point(id: Id, peer: &Arc<PeerInfo>, shape: &str, qos: Qos) -> TopicPoint {
+    TopicPoint { id, peer: Arc::clone(peer), shape: shape.to_owned(), qos }
+}

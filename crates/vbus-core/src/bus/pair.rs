@@ -1,0 +1,235 @@
+//! The connection of two neighbours: messages out in order, never waiting for the other side.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+use crate::base::atomics::{AtomicU32, Ordering};
+use crate::base::descriptor::Descriptor;
+use crate::base::id::Id;
+use crate::wire::control::{FILES_MAX, MESSAGE_MAX, Message};
+
+/// Messages that wait for a neighbour that does not read; one that is only stopped for a while fits.
+const OUTGOING_MAX: usize = 1 << 16;
+
+/// Another node, as people see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Unique.
+    pub id: Id,
+    /// For people.
+    pub name: String,
+    /// Its host's name.
+    pub host: String,
+    /// Its process, as it sees itself.
+    pub pid: u32,
+    /// How samples travel; `None` for oneself.
+    pub path: Option<&'static str>,
+    /// Wall clock of the meeting.
+    pub since_ns: u64,
+    /// Its release.
+    pub version: String,
+}
+
+/// A connection to a neighbour.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// Who.
+    pub(super) peer: Arc<PeerInfo>,
+    socket: Descriptor,
+    outgoing: Mutex<Outgoing>,
+    /// Rung when the driver should look at this pair.
+    driver: Arc<Descriptor>,
+    next_link: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    waiting: VecDeque<(Vec<u8>, Vec<Arc<Descriptor>>)>,
+    /// Why the connection must end.
+    broken: Option<String>,
+    /// Nothing is sent any more.
+    closed: bool,
+}
+
+impl Pair {
+    /// A pair over a connected socket.
+    pub(super) fn new(peer: Arc<PeerInfo>, socket: Descriptor, driver: Arc<Descriptor>) -> Arc<Self> {
+        Arc::new(Self { peer, socket, outgoing: Mutex::default(), driver, next_link: AtomicU32::new(1) })
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// A number for a new link.
+    pub(super) fn next_link(&self) -> u32 {
+        self.next_link.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends `message`, or queues it behind those that wait. True: it is on its way.
+    pub(super) fn send(&self, message: &Message, files: &[&Arc<Descriptor>]) -> bool {
+        let mut outgoing = self.outgoing.lock();
+        if outgoing.closed || outgoing.broken.is_some() {
+            return false;
+        }
+        let bytes = message.encode();
+        if outgoing.waiting.is_empty() {
+            let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+            match send_packet(self.socket.as_fd(), &bytes, &borrowed) {
+                Sent::Done => return true,
+                // The end of the connection comes to the driver by itself.
+                Sent::Gone => return false,
+                Sent::Full => {}
+            }
+        }
+        if outgoing.waiting.len() >= OUTGOING_MAX {
+            outgoing.broken = Some(format!("it left {OUTGOING_MAX} messages unread"));
+        } else {
+            outgoing.waiting.push_back((bytes, files.iter().map(|&file| Arc::clone(file)).collect()));
+        }
+        drop(outgoing);
+        self.driver.ring();
+        false
+    }
+
+    /// Sends what waits. True: something still does, try again when the socket is writable.
+    pub(super) fn flush(&self) -> bool {
+        let mut outgoing = self.outgoing.lock();
+        while let Some((bytes, files)) = outgoing.waiting.front() {
+            let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+            match send_packet(self.socket.as_fd(), bytes, &borrowed) {
+                Sent::Full => return true,
+                Sent::Gone => outgoing.waiting.clear(),
+                Sent::Done => drop(outgoing.waiting.pop_front()),
+            }
+        }
+        false
+    }
+
+    /// Whether messages wait to be sent.
+    pub(super) fn is_backlogged(&self) -> bool {
+        !self.outgoing.lock().waiting.is_empty()
+    }
+
+    /// The neighbour did what cannot be; the driver ends the connection.
+    pub(super) fn break_off(&self, reason: String) {
+        self.outgoing.lock().broken.get_or_insert(reason);
+        self.driver.ring();
+    }
+
+    /// Why the connection must end, if it must.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.outgoing.lock().broken.clone()
+    }
+
+    /// Nothing is sent any more; the socket stays for as long as samples from it are held.
+    pub(super) fn close(&self) {
+        let mut outgoing = self.outgoing.lock();
+        outgoing.closed = true;
+        outgoing.waiting.clear();
+    }
+
+    /// Ends the connection for both sides at once.
+    pub(super) fn shut_down(&self) {
+        self.close();
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+enum Sent {
+    Done,
+    Full,
+    Gone,
+}
+
+/// Sends one packet with descriptors, without waiting.
+fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Sent {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(files)) {
+        return Sent::Gone;
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    loop {
+        return match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags) {
+            Ok(_) => Sent::Done,
+            Err(rustix::io::Errno::INTR) => continue,
+            // Too many descriptors under way are read sooner or later, like too many bytes.
+            Err(
+                rustix::io::Errno::AGAIN
+                | rustix::io::Errno::NOBUFS
+                | rustix::io::Errno::NOMEM
+                | rustix::io::Errno::TOOMANYREFS,
+            ) => Sent::Full,
+            Err(_) => Sent::Gone,
+        };
+    }
+}
+
+/// What came from a socket.
+pub(super) enum Received {
+    /// A message with the descriptors that belong to it.
+    Message(Message, Vec<OwnedFd>),
+    /// Nothing more for now.
+    Nothing,
+    /// The other side is gone.
+    End,
+    /// What came is no message.
+    Nonsense(String),
+}
+
+/// Receives one packet without waiting.
+pub(super) fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Received {
+    buffer.resize(MESSAGE_MAX, 0);
+    // Room for more than may come, so that a surplus is seen rather than cut.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX + 2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = loop {
+        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Received::Nothing,
+            Err(_) => return Received::End,
+            Ok(received) => break received,
+        }
+    };
+    let files: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received.bytes == 0 {
+        return Received::End;
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Received::Nonsense(
+            "a message was cut short: it was too long, or this process has no free descriptors (ulimit -n)"
+                .into(),
+        );
+    }
+    match Message::decode(&buffer[..received.bytes]) {
+        Err(malformed) => Received::Nonsense(malformed.to_string()),
+        Ok(message) if !message.files().contains(&files.len()) => {
+            Received::Nonsense(format!("a message came with {} descriptors", files.len()))
+        }
+        Ok(message) => Received::Message(message, files),
+    }
+}
+
+/// Sends one message before there is a pair. False: it could not be sent.
+pub(super) fn send_greeting(socket: BorrowedFd<'_>, message: &Message, files: &[BorrowedFd<'_>]) -> bool {
+    matches!(send_packet(socket, &message.encode(), files), Sent::Done)
+}

@@ -1,0 +1,1297 @@
+//! Publishing: a sample is written into a slot once, and the slot's number goes to every subscriber.
+//!
+//! One lock of the process spans a publisher's sequence and its pushes; no other process can make it wait.
+//! A sample is sent to all or to none: first every link is asked whether it can take it, and only then is
+//! a sequence number used.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::counters::Counters;
+use super::meta::{Encoding, HEADERS_MAX, Meta};
+use super::node::NodeCore;
+use super::pair::{Pair, PeerInfo};
+use super::qos::{Offer, OnFull};
+use super::spin::{self, Spin};
+use super::stats::{LinkStats, PublisherStats, add_dropped};
+use super::subscriber::{SubscriberCore, WaitOutcome};
+use crate::base::atomics::{AtomicU64, Ordering, fence};
+use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
+use crate::base::fork;
+use crate::base::id::Id;
+use crate::base::notice::Level;
+use crate::shm::board::BoardEntry;
+use crate::shm::layout::{Cause, Dropped, LinkMemory, Slot, SlotHeader, slot_bytes};
+use crate::shm::pool::{LinkIndex, Pool, SegmentView, Shortage};
+use crate::shm::ring::{Broken, ReturnReader, RingWriter, SlotRef};
+use crate::wire::control::{LinkNumber, Message};
+
+/// From this size on, the slots that came back are collected before each loan, so that the one that is
+/// still in cache is used again.
+const LARGE: usize = 32 << 10;
+/// A publish that waited this long tells so.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
+/// Why a sample was not published. Nobody got it, and no sequence number was used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PublishError {
+    /// `block_timeout` is over.
+    #[error(
+        "{blocked} for {waited:.3} s; it reads too slowly or is stuck: raise `depth`, or let `on_full` drop"
+    )]
+    Timeout {
+        /// Who did not make room.
+        blocked: Blocked,
+        /// Seconds.
+        waited: f64,
+    },
+    /// `on_full="error"`.
+    #[error("{blocked}; try again later, raise `depth`, or let `on_full` drop")]
+    Full {
+        /// Who has no room.
+        blocked: Blocked,
+    },
+    /// Larger than the publisher allows.
+    #[error("sample of {len} bytes exceeds the limit of {limit}; raise `max_size`")]
+    TooLarge {
+        /// Bytes of the payload.
+        len: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Larger than the node may ever keep.
+    #[error("sample of {len} bytes exceeds what this node may keep in all, {limit} bytes; raise `memory`")]
+    TooLargeForNode {
+        /// Bytes with overhead.
+        len: u64,
+        /// The node's memory.
+        limit: u64,
+    },
+    /// Headers too large.
+    #[error("headers of {len} bytes exceed the limit of {HEADERS_MAX}; send long texts in the value")]
+    HeadersTooLarge {
+        /// Bytes of keys and values.
+        len: u64,
+    },
+    /// No memory, though nobody holds any of ours.
+    #[error("no memory for a sample of {len} bytes: {reason}")]
+    NoMemory {
+        /// Bytes of the payload.
+        len: u64,
+        /// The numbers.
+        reason: String,
+    },
+    /// Closed.
+    #[error("the publisher of {topic:?} is closed; open a new one")]
+    Closed {
+        /// Its topic.
+        topic: String,
+    },
+}
+
+/// Who keeps a publisher from going on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("subscriber {subscriber} of {peer:?} has no room for {topic:?}: {detail}")]
+pub struct Blocked {
+    /// The publisher's topic.
+    pub topic: String,
+    /// The subscriber that is full.
+    pub subscriber: Id,
+    /// Its node's name.
+    pub peer: String,
+    /// In numbers.
+    pub detail: String,
+    /// Whether memory is short, rather than places in the queue.
+    pub memory: bool,
+    link: LinkIndex,
+    fails: bool,
+}
+
+/// A publisher: the owner closes it by dropping it.
+pub struct Publisher {
+    core: Arc<PublisherCore>,
+}
+
+/// What the node knows of a publisher.
+pub(crate) struct PublisherCore {
+    pub(super) id: Id,
+    pub(super) topic: Arc<str>,
+    pub(super) shape: String,
+    pub(super) offer: Offer,
+    pub(super) counter: u32,
+    counters: Option<Arc<Counters>>,
+    node: Arc<NodeCore>,
+    state: Mutex<State>,
+    /// Rung by what happens in this process: takers of the same node, ends of links, `close`.
+    bell: Arc<Descriptor>,
+    waiters: AtomicU64,
+    changed: Condvar,
+    born: fork::Generation,
+}
+
+struct State {
+    pool: Pool,
+    links: Vec<Option<OutLink>>,
+    sequence: u64,
+    bytes: u64,
+    history: VecDeque<SlotRef>,
+    /// Of links that ended.
+    ended: Ended,
+    blocked: Duration,
+    spin: Spin,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Ended {
+    dropped: Dropped,
+    lost: u64,
+}
+
+/// The publisher's side of a link.
+struct OutLink {
+    number: LinkNumber,
+    subscriber: Id,
+    peer: Arc<PeerInfo>,
+    /// `None`: the subscriber is of the same node.
+    pair: Option<Arc<Pair>>,
+    local: Option<Arc<SubscriberCore>>,
+    memory: LinkMemory,
+    ring: RingWriter,
+    returns: ReturnReader,
+    agreed: Offer,
+    /// Set when the subscriber's node has opened the link.
+    door: Option<Door>,
+    /// The subscriber takes no more; what it holds still comes back.
+    left: bool,
+    /// Entries before this position are history, which `depth` does not count.
+    history_end: u64,
+    /// Slots that the link holds: waiting, and in programs.
+    outstanding: u64,
+    outstanding_bytes: u64,
+    skipped: u64,
+    dropped: Dropped,
+    /// Segments that the other side has, one bit each.
+    shown: Vec<u64>,
+    space: Option<Arc<Descriptor>>,
+    flush_asked: bool,
+}
+
+/// How to tell the subscriber.
+struct Door {
+    entry: BoardEntry,
+    bit: u64,
+    bell: Arc<Descriptor>,
+}
+
+impl Door {
+    #[inline]
+    fn announce(&self) {
+        if self.entry.bell().announce(self.bit) {
+            self.bell.ring();
+        }
+    }
+}
+
+/// Everything that a new link needs.
+pub(super) struct NewLink {
+    pub(super) number: LinkNumber,
+    pub(super) subscriber: Id,
+    pub(super) peer: Arc<PeerInfo>,
+    pub(super) pair: Option<Arc<Pair>>,
+    pub(super) local: Option<Arc<SubscriberCore>>,
+    pub(super) memory: LinkMemory,
+    pub(super) agreed: Offer,
+}
+
+impl OutLink {
+    fn is_open(&self) -> bool {
+        self.door.is_some() && !self.left
+    }
+
+    /// Entries that `depth` counts, as far as was observed.
+    #[inline]
+    fn counted(&self) -> u64 {
+        self.ring.pushed() - self.ring.oldest().max(self.history_end)
+    }
+
+    fn is_full(&mut self) -> Result<bool, Broken> {
+        let depth = u64::from(self.agreed.depth);
+        if self.counted() >= depth || self.ring.is_full() {
+            self.ring.observe(self.memory.forward())?;
+        }
+        Ok(self.counted() >= depth || self.ring.is_full())
+    }
+
+    /// Slots that programs hold.
+    fn held(&self) -> u64 {
+        self.outstanding.saturating_sub(self.ring.waiting())
+    }
+
+    fn drop_one(&mut self, cause: Cause) {
+        self.dropped[cause as usize] += 1;
+        self.memory.dropped(cause).store(self.dropped[cause as usize], Ordering::Relaxed);
+    }
+
+    /// A sample for this link that is not pushed.
+    fn skip(&mut self, cause: Cause) {
+        self.skipped += 1;
+        self.memory.skipped().store(self.skipped, Ordering::Relaxed);
+        self.drop_one(cause);
+    }
+
+    /// The counts now; they always add up.
+    fn stats(&mut self, publisher: Id) -> LinkStats {
+        // Before the head: the subscriber passes an entry first and then says that it was too old.
+        let expired = self.memory.expired().load(Ordering::Acquire);
+        let _ = self.ring.observe(self.memory.forward());
+        let expired = expired.min(self.ring.taken());
+        let mut dropped = self.dropped;
+        dropped[Cause::Lifespan as usize] += expired;
+        LinkStats {
+            publisher,
+            subscriber: self.subscriber,
+            peer: Arc::clone(&self.peer),
+            sent: self.ring.pushed() + self.skipped,
+            delivered: self.ring.taken() - expired,
+            waiting: self.ring.waiting(),
+            dropped,
+            lost: 0,
+        }
+    }
+
+    fn has_shown(&self, segment: u32) -> bool {
+        self.shown.get(segment as usize / 64).is_some_and(|word| word & (1 << (segment % 64)) != 0)
+    }
+
+    fn mark_shown(&mut self, segment: u32, shown: bool) {
+        let word = segment as usize / 64;
+        if self.shown.len() <= word {
+            self.shown.resize(word + 1, 0);
+        }
+        if shown {
+            self.shown[word] |= 1 << (segment % 64);
+        } else {
+            self.shown[word] &= !(1 << (segment % 64));
+        }
+    }
+
+    /// Has the other side map the segment before it meets an entry in it. False: not possible right now.
+    fn show(&mut self, publisher: Id, view: &SegmentView) -> bool {
+        let shown = match (&self.local, &self.pair) {
+            (Some(subscriber), _) => {
+                subscriber.show_segment(publisher, view);
+                true
+            }
+            (None, Some(pair)) => {
+                let message = Message::Segment {
+                    publisher,
+                    number: view.number,
+                    len: view.mapping.len() as u64,
+                    stride: view.stride as u64,
+                };
+                // Queued is not enough: were we killed now, the entry would be there without its memory.
+                !pair.is_backlogged() && pair.send(&message, &[&view.file])
+            }
+            (None, None) => false,
+        };
+        self.mark_shown(view.number, shown);
+        shown
+    }
+
+    fn break_off(&mut self, broken: &Broken) {
+        self.left = true;
+        if let Some(pair) = &self.pair {
+            pair.break_off(broken.to_string());
+        }
+    }
+}
+
+impl State {
+    fn open_links(&self) -> impl Iterator<Item = (LinkIndex, &OutLink)> {
+        self.links
+            .iter()
+            .enumerate()
+            .filter_map(|(at, link)| link.as_ref().filter(|link| link.is_open()).map(|link| (at, link)))
+    }
+
+    /// Takes back the slots that subscribers are done with.
+    fn collect(&mut self) {
+        for at in 0..self.links.len() {
+            if self.links[at].as_ref().is_some_and(|link| link.outstanding > 0) {
+                self.collect_from(at);
+            }
+        }
+    }
+
+    fn collect_from(&mut self, at: LinkIndex) {
+        let Some(link) = &mut self.links[at] else { return };
+        loop {
+            let bits = match link.returns.next(link.memory.returns()) {
+                Ok(Some(bits)) => bits,
+                Ok(None) => break,
+                Err(broken) => return link.break_off(&broken),
+            };
+            let slot = SlotRef::from_bits(bits);
+            let stride = slot.filter(|&slot| self.pool.unhold_for(slot, at));
+            let Some(slot) = stride else {
+                let broken = Broken { word: "returned slot", found: bits, bound: 0 };
+                return link.break_off(&broken);
+            };
+            link.outstanding -= 1;
+            link.outstanding_bytes -= self.pool.stride(slot) as u64;
+            link.flush_asked = false;
+        }
+        if link.memory.overflow().load(Ordering::Acquire) != 0
+            && !link.flush_asked
+            && let Some(pair) = &link.pair
+        {
+            link.flush_asked = true;
+            pair.send(&Message::FlushReturns(link.number), &[]);
+        } else if let Some(local) = &link.local
+            && link.memory.overflow().load(Ordering::Acquire) != 0
+            && !link.flush_asked
+        {
+            link.flush_asked = true;
+            local.flush_returns(link.number);
+        }
+        if link.left && link.outstanding == 0 {
+            self.remove(at);
+        }
+    }
+
+    /// The oldest waiting entry of a link is dropped. False: nothing waits there.
+    fn withdraw(&mut self, at: LinkIndex, cause: Cause) -> bool {
+        let Some(link) = &mut self.links[at] else { return false };
+        let Some(slot) = link.ring.withdraw_oldest(link.memory.forward()) else { return false };
+        link.drop_one(cause);
+        link.outstanding -= 1;
+        link.outstanding_bytes -= self.pool.stride(slot) as u64;
+        self.pool.unhold_for(slot, at);
+        true
+    }
+
+    /// Drops what is too old at the front of a link.
+    fn expire(&mut self, at: LinkIndex, lifespan: Duration, now_ns: u64) {
+        loop {
+            let Some(link) = &mut self.links[at] else { return };
+            let Some(oldest) = link.ring.peek_oldest() else { return };
+            let view = self.pool.view(oldest);
+            let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
+            if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64
+                || !self.withdraw(at, Cause::Lifespan)
+            {
+                return;
+            }
+        }
+    }
+
+    /// Whether programs behind a link hold more than their share.
+    ///
+    /// The bound adapts as in dynamic thresholds for shared buffers (Choudhury and Hahne, 1998): at most as
+    /// much as is still free, so that one hoarder gets half, two a third each, and never all.
+    fn holds_too_much(&self, at: LinkIndex) -> bool {
+        let Some(link) = &self.links[at] else { return false };
+        if link.outstanding == 0 || link.held() == 0 {
+            return false;
+        }
+        let held_bytes = link.outstanding_bytes * link.held() / link.outstanding;
+        held_bytes > self.pool.budget().free().max(1 << 20)
+    }
+
+    /// Ends a link: its counts go to the totals, its number is free.
+    fn remove(&mut self, at: LinkIndex) {
+        let Some(mut link) = self.links[at].take() else { return };
+        let stats = link.stats(link.subscriber);
+        add_dropped(&mut self.ended.dropped, &stats.dropped);
+        self.ended.lost += stats.lost + stats.waiting;
+    }
+
+    /// Gives up segments that nothing lies in, and tells those who have them mapped.
+    fn retire_idle(&mut self, publisher: Id) -> bool {
+        let retired = self.pool.retire_idle();
+        for link in self.links.iter_mut().flatten() {
+            for &number in retired.iter().filter(|&&number| link.has_shown(number)).collect::<Vec<_>>() {
+                link.mark_shown(number, false);
+                match (&link.local, &link.pair) {
+                    (Some(local), _) => local.hide_segment(publisher, number),
+                    (None, Some(pair)) => {
+                        pair.send(&Message::SegmentGone { publisher, number }, &[]);
+                    }
+                    (None, None) => {}
+                }
+            }
+        }
+        !retired.is_empty()
+    }
+}
+
+// ---- what the owner does ------------------------------------------------------------------------
+
+/// Memory borrowed to build a sample in. Dropped without being published, it goes back.
+pub struct Loan {
+    core: Arc<PublisherCore>,
+    place: Place,
+    encoding: Encoding,
+    meta: Vec<u8>,
+    capacity: usize,
+    len: usize,
+}
+
+enum Place {
+    /// A slot, held by the loan.
+    Slot(SlotRef, Slot),
+    /// Memory was short and the contract says drop: the sample is counted and goes nowhere.
+    Nowhere(Vec<u8>),
+}
+
+// SAFETY: the slot is held by this loan alone, and the memory by the pool, which `core` keeps.
+unsafe impl Send for Loan {}
+// SAFETY: a shared loan gives out the address only; writing through it is the caller's `unsafe`.
+unsafe impl Sync for Loan {}
+
+impl Loan {
+    /// The first byte of the payload.
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        match &self.place {
+            Place::Slot(_, slot) => slot.payload(self.meta.len()),
+            Place::Nowhere(bytes) => bytes.as_ptr().cast_mut(),
+        }
+    }
+
+    /// Bytes of the payload.
+    #[allow(clippy::len_without_is_empty, reason = "an empty loan is a fine sample")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes the payload shorter. False: it would be longer than it was loaned.
+    pub fn truncate(&mut self, len: usize) -> bool {
+        let fits = len <= self.capacity;
+        if fits {
+            self.len = len;
+        }
+        fits
+    }
+
+    /// Copies `bytes` to `at` in the payload.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.capacity), "a loan is not overrun");
+        // SAFETY: in bounds, checked above; nobody else has the slot; the source is another memory.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_mut_ptr().add(at), bytes.len()) };
+    }
+
+    /// Keeps the memory after the sample was published, for views that still lead into it.
+    pub fn keep(&self) -> Option<Kept> {
+        let Place::Slot(slot, _) = self.place else { return None };
+        self.core.state.lock().pool.hold(slot);
+        Some(Kept { core: Arc::clone(&self.core), slot })
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Place::Slot(slot, _) = self.place
+            && self.core.born.is_current()
+        {
+            self.core.state.lock().pool.unhold(slot);
+        }
+    }
+}
+
+/// A published slot that is not used again while this lives.
+pub struct Kept {
+    core: Arc<PublisherCore>,
+    slot: SlotRef,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.core.born.is_current() {
+            self.core.state.lock().pool.unhold(self.slot);
+        }
+    }
+}
+
+impl Publisher {
+    pub(super) fn new(core: Arc<PublisherCore>) -> Self {
+        Self { core }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Id {
+        self.core.id
+    }
+
+    /// Its topic.
+    pub fn topic(&self) -> &str {
+        &self.core.topic
+    }
+
+    /// What it offers.
+    pub fn offer(&self) -> &Offer {
+        &self.core.offer
+    }
+
+    /// Whether it was closed, by itself or with its node.
+    pub fn is_closed(&self) -> bool {
+        self.core.state.lock().closed
+    }
+
+    /// Subscribers that get what is published now.
+    pub fn subscribers(&self) -> usize {
+        self.core.state.lock().open_links().count()
+    }
+
+    /// Loans memory for a payload of `len` bytes. `Ok(Err(blocked))`: not now, wait for room first.
+    pub fn try_loan(
+        &self,
+        len: usize,
+        encoding: Encoding,
+        meta: &Meta,
+    ) -> Result<Result<Loan, Blocked>, PublishError> {
+        let core = &self.core;
+        let headers: u64 = meta.headers.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+        if headers > HEADERS_MAX as u64 {
+            return Err(PublishError::HeadersTooLarge { len: headers });
+        }
+        if len as u64 > core.offer.max_size {
+            return Err(PublishError::TooLarge { len: len as u64, limit: core.offer.max_size });
+        }
+        let meta = meta.encode(&encoding);
+        let mut state = core.lock_open()?;
+        let limit = state.pool.budget().limit();
+        let bytes = slot_bytes(meta.len(), len)
+            .filter(|&bytes| bytes as u64 <= limit)
+            .ok_or(PublishError::TooLargeForNode { len: len as u64, limit })?;
+        let place = match core.reserve(&mut state, bytes, len)? {
+            Reserved::Slot(slot, at) => Place::Slot(slot, at),
+            Reserved::Nowhere => Place::Nowhere(vec![0; len]),
+            Reserved::Blocked(blocked) => return Ok(Err(blocked)),
+        };
+        Ok(Ok(Loan { core: Arc::clone(core), place, encoding, meta, capacity: len, len }))
+    }
+
+    /// Publishes a loan; its sequence number. `Ok(Err(blocked))`: not now, nothing happened.
+    pub fn try_publish(&self, loan: &Loan, wall_ns: u64) -> Result<Result<u64, Blocked>, PublishError> {
+        self.core.lock_open()?.publish(&self.core, loan, wall_ns)
+    }
+
+    /// Whether waiting for this is allowed by the contract; the error to raise if not.
+    pub fn may_wait(&self, blocked: &Blocked) -> Result<(), PublishError> {
+        if blocked.fails { Err(PublishError::Full { blocked: blocked.clone() }) } else { Ok(()) }
+    }
+
+    /// Waits until there may be room again. Having waited a second, the user is told, once.
+    pub fn wait_for_room(
+        &self,
+        blocked: &Blocked,
+        since: Instant,
+        deadline: Option<Instant>,
+        mask: Option<&SignalMask>,
+    ) -> WaitOutcome {
+        let outcome = self.core.wait_for_room(blocked, since, deadline, mask);
+        if since.elapsed() >= LONG_WAIT {
+            let core = &self.core;
+            core.node.notices.tell(Level::Warning, &format!("slow {} {}", core.id, blocked.subscriber), || {
+                format!(
+                    "publish on {:?} has waited {:.1} s: {blocked}; let it read faster, raise `depth`, or \
+                     choose an `on_full` that drops",
+                    core.topic,
+                    since.elapsed().as_secs_f64()
+                )
+            });
+        }
+        outcome
+    }
+
+    /// Adds to the time that `publish` waited.
+    pub fn count_blocked(&self, time: Duration) {
+        self.core.state.lock().blocked += time;
+    }
+
+    /// Looks for a short while whether there is room again, if that tends to help.
+    pub fn look_for_room(&self, blocked: &Blocked) -> bool {
+        self.core.look_for_room(blocked)
+    }
+
+    /// Waits until there are `n` subscribers; false when `timeout` is over first or it was closed.
+    pub fn wait_for_subscribers(&self, n: usize, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.core.state.lock();
+        while state.open_links().count() < n {
+            if state.closed || self.core.changed.wait_until(&mut state, deadline).timed_out() {
+                return state.open_links().count() >= n;
+            }
+        }
+        true
+    }
+
+    /// Whether everything reliable is with every subscriber's node. In shared memory it is, once published.
+    pub fn is_flushed(&self) -> bool {
+        true
+    }
+
+    /// The counts now.
+    pub fn stats(&self) -> PublisherStats {
+        self.core.stats()
+    }
+
+    /// Sends no more. What was published can still be taken.
+    pub fn close(&self) {
+        self.core.node.close_publisher(&self.core);
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        if self.core.born.is_current() {
+            self.close();
+        }
+    }
+}
+
+enum Reserved {
+    Slot(SlotRef, Slot),
+    Nowhere,
+    Blocked(Blocked),
+}
+
+impl State {
+    fn publish(
+        &mut self,
+        core: &PublisherCore,
+        loan: &Loan,
+        wall_ns: u64,
+    ) -> Result<Result<u64, Blocked>, PublishError> {
+        let now_ns = if core.needs_clock(self) { monotonic_ns() } else { 0 };
+        if let Some(blocked) = self.find_blocked(core, loan, now_ns) {
+            return Ok(Err(blocked));
+        }
+        let sequence = self.sequence;
+        self.sequence += 1;
+        self.bytes += loan.len as u64;
+        match loan.place {
+            Place::Slot(slot, at) => {
+                at.write_meta(&loan.meta);
+                at.write_header(&SlotHeader {
+                    sequence,
+                    timestamp_ns: wall_ns,
+                    monotonic_ns: now_ns,
+                    payload_len: loan.len as u64,
+                    meta_len: loan.meta.len() as u32,
+                    encoding: loan.encoding.number(),
+                });
+                self.push_to_all(slot);
+                self.remember(core, slot);
+            }
+            Place::Nowhere(_) => {
+                self.links
+                    .iter_mut()
+                    .flatten()
+                    .filter(|link| link.is_open())
+                    .for_each(|link| link.skip(Cause::Memory));
+            }
+        }
+        if let Some(counters) = &core.counters {
+            counters.count(core.counter, self.sequence, self.bytes, wall_ns);
+        }
+        Ok(Ok(sequence))
+    }
+
+    /// The first link that makes the publisher wait, or fail.
+    fn find_blocked(&mut self, core: &PublisherCore, loan: &Loan, now_ns: u64) -> Option<Blocked> {
+        for at in 0..self.links.len() {
+            let Some(link) = &mut self.links[at] else { continue };
+            if !link.is_open() {
+                continue;
+            }
+            let agreed = link.agreed;
+            if let Some(lifespan) = agreed.lifespan {
+                self.expire(at, lifespan, now_ns);
+            }
+            let link = self.links[at].as_mut().expect("looked at above");
+            let full = match link.is_full() {
+                Ok(full) => full,
+                Err(broken) => {
+                    link.break_off(&broken);
+                    continue;
+                }
+            };
+            let waits = matches!(agreed.on_full, OnFull::Block | OnFull::Error);
+            if full && waits {
+                let detail = format!("{} of {} samples wait", link.counted(), agreed.depth);
+                return Some(core.blocked(at, link, detail, false));
+            }
+            if let Place::Slot(slot, _) = loan.place
+                && !link.has_shown(slot.segment())
+                && !link.show(core.id, &self.pool.view(slot))
+                && waits
+            {
+                let detail = "its process does not answer".to_owned();
+                return Some(core.blocked(at, link, detail, false));
+            }
+            if waits && self.holds_too_much(at) {
+                self.collect_from(at);
+                if self.holds_too_much(at) {
+                    let link = self.links[at].as_ref()?;
+                    let detail = core.hoarding(link);
+                    return Some(core.blocked(at, link, detail, true));
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives the slot to every open link as its contract says, then rings who sleeps.
+    fn push_to_all(&mut self, slot: SlotRef) {
+        let mut pushed = false;
+        for at in 0..self.links.len() {
+            if self.links[at].as_ref().is_some_and(OutLink::is_open) {
+                pushed |= self.push_to(at, slot);
+            }
+        }
+        if !pushed {
+            return;
+        }
+        // Between all pushes and all looks at sleepers: see `shm::board`.
+        fence(Ordering::SeqCst);
+        for (_, link) in self.open_links() {
+            if let Some(door) = &link.door {
+                door.announce();
+            }
+        }
+    }
+
+    fn push_to(&mut self, at: LinkIndex, slot: SlotRef) -> bool {
+        let link = self.links[at].as_mut().expect("the caller looked");
+        if !link.has_shown(slot.segment()) || self.drops_for_memory(at) {
+            let link = self.links[at].as_mut().expect("the caller looked");
+            link.skip(Cause::Memory);
+            return false;
+        }
+        let link = self.links[at].as_mut().expect("the caller looked");
+        if link.is_full().unwrap_or(true) {
+            match link.agreed.on_full {
+                OnFull::DropOldest => {
+                    while self.links[at].as_mut().is_some_and(|link| link.is_full().unwrap_or(false))
+                        && self.withdraw(at, Cause::DropOldest)
+                    {}
+                }
+                _ => {
+                    link.skip(Cause::DropNewest);
+                    return false;
+                }
+            }
+        }
+        let stride = self.pool.stride(slot) as u64;
+        let link = self.links[at].as_mut().expect("the caller looked");
+        if link.ring.is_full() {
+            link.skip(Cause::DropNewest);
+            return false;
+        }
+        self.pool.hold_for(slot, at);
+        link.outstanding += 1;
+        link.outstanding_bytes += stride;
+        link.ring.push(link.memory.forward(), slot);
+        true
+    }
+
+    /// A dropping link whose programs hold too much gets no more.
+    fn drops_for_memory(&mut self, at: LinkIndex) -> bool {
+        if !self.holds_too_much(at) {
+            return false;
+        }
+        self.collect_from(at);
+        self.holds_too_much(at)
+    }
+
+    /// Keeps the sample for those who come later.
+    fn remember(&mut self, core: &PublisherCore, slot: SlotRef) {
+        if core.offer.history == 0 {
+            return;
+        }
+        self.pool.hold(slot);
+        self.history.push_back(slot);
+        while self.history.len() > core.offer.history as usize {
+            let oldest = self.history.pop_front().expect("longer than history");
+            self.pool.unhold(oldest);
+        }
+    }
+}
+
+impl PublisherCore {
+    #[allow(clippy::too_many_arguments, reason = "made in one place, by the node")]
+    pub(super) fn new(
+        node: Arc<NodeCore>,
+        topic: &str,
+        shape: String,
+        offer: Offer,
+        counters: Option<Arc<Counters>>,
+    ) -> std::io::Result<Arc<Self>> {
+        let counter = counters.as_ref().map_or(super::counters::NO_COUNTER, |counters| counters.take());
+        Ok(Arc::new(Self {
+            id: Id::random(),
+            topic: topic.into(),
+            shape,
+            offer,
+            counter,
+            counters,
+            state: Mutex::new(State {
+                pool: Pool::new(Arc::clone(&node.budget)),
+                links: Vec::new(),
+                sequence: 0,
+                bytes: 0,
+                history: VecDeque::new(),
+                ended: Ended::default(),
+                blocked: Duration::ZERO,
+                spin: Spin::default(),
+                closed: false,
+            }),
+            node,
+            bell: Arc::new(Descriptor::event()?),
+            waiters: AtomicU64::new(0),
+            changed: Condvar::new(),
+            born: fork::Generation::now(),
+        }))
+    }
+
+    fn lock_open(&self) -> Result<MutexGuard<'_, State>, PublishError> {
+        let state = self.state.lock();
+        if state.closed {
+            return Err(PublishError::Closed { topic: self.topic.to_string() });
+        }
+        Ok(state)
+    }
+
+    fn needs_clock(&self, state: &State) -> bool {
+        self.offer.lifespan.is_some()
+            || state.links.iter().flatten().any(|link| link.agreed.lifespan.is_some())
+    }
+
+    /// A slot, or who has to give one back first.
+    fn reserve(&self, state: &mut State, bytes: usize, len: usize) -> Result<Reserved, PublishError> {
+        if bytes >= LARGE || !state.pool.has_free(bytes) {
+            state.collect();
+        }
+        loop {
+            let shortage = match state.pool.loan(bytes) {
+                Ok((slot, at)) => return Ok(Reserved::Slot(slot, at)),
+                Err(shortage) => shortage,
+            };
+            state.collect();
+            if state.pool.has_free(bytes) || state.retire_idle(self.id) {
+                continue;
+            }
+            let Some(at) = self.most_holding(state) else {
+                return self.nobody_to_wait_for(bytes, len, &shortage);
+            };
+            let on_full = state.links[at].as_ref().expect("found above").agreed.on_full;
+            match on_full {
+                OnFull::DropOldest if state.withdraw(at, Cause::Memory) => {}
+                OnFull::DropOldest | OnFull::DropNewest => return Ok(Reserved::Nowhere),
+                OnFull::Block | OnFull::Error => {
+                    let link = state.links[at].as_ref().expect("found above");
+                    let detail = format!("{shortage}, and it keeps {} bytes of them", link.outstanding_bytes);
+                    return Ok(Reserved::Blocked(self.blocked(at, link, detail, true)));
+                }
+            }
+        }
+    }
+
+    /// The link that keeps most of our memory.
+    fn most_holding(&self, state: &State) -> Option<LinkIndex> {
+        let links = state.links.iter().enumerate();
+        links
+            .filter_map(|(at, link)| link.as_ref().map(|link| (at, link.outstanding_bytes)))
+            .filter(|&(_, bytes)| bytes > 0)
+            .max_by_key(|&(_, bytes)| bytes)
+            .map(|(at, _)| at)
+    }
+
+    fn nobody_to_wait_for(
+        &self,
+        _bytes: usize,
+        len: usize,
+        shortage: &Shortage,
+    ) -> Result<Reserved, PublishError> {
+        let reason = match shortage {
+            Shortage::Budget { .. } => format!(
+                "{shortage}, held by history, by loans or by other publishers of this node; raise `memory` or \
+                 keep less"
+            ),
+            _ => shortage.to_string(),
+        };
+        Err(PublishError::NoMemory { len: len as u64, reason })
+    }
+
+    fn blocked(&self, at: LinkIndex, link: &OutLink, detail: String, memory: bool) -> Blocked {
+        Blocked {
+            topic: self.topic.to_string(),
+            subscriber: link.subscriber,
+            peer: link.peer.name.clone(),
+            detail,
+            memory,
+            link: at,
+            fails: link.agreed.on_full == OnFull::Error,
+        }
+    }
+
+    fn hoarding(&self, link: &OutLink) -> String {
+        format!(
+            "its program holds {} samples, {} bytes in all of the node's {} bytes of memory",
+            link.held(),
+            link.outstanding_bytes,
+            self.node.budget.limit()
+        )
+    }
+
+    fn look_for_room(&self, blocked: &Blocked) -> bool {
+        let time = self.state.lock().spin.plan();
+        if time.is_zero() {
+            return false;
+        }
+        let found = spin::look(time, || {
+            self.state.try_lock().is_none_or(|mut state| self.has_room(&mut state, blocked))
+        });
+        let mut state = self.state.lock();
+        if found {
+            state.spin.succeeded()
+        } else {
+            state.spin.failed()
+        }
+        found
+    }
+
+    /// Whether it is worth trying again.
+    fn has_room(&self, state: &mut State, blocked: &Blocked) -> bool {
+        if state.closed {
+            return true;
+        }
+        if blocked.memory {
+            let before: u64 = state.links.iter().flatten().map(|link| link.outstanding).sum();
+            state.collect();
+            return state.links.iter().flatten().map(|link| link.outstanding).sum::<u64>() < before;
+        }
+        match &mut state.links[blocked.link] {
+            Some(link) if link.subscriber == blocked.subscriber && link.is_open() => {
+                !link.is_full().unwrap_or(false)
+                    && link.pair.as_ref().is_none_or(|pair| !pair.is_backlogged())
+            }
+            _ => true,
+        }
+    }
+
+    fn wait_for_room(
+        &self,
+        blocked: &Blocked,
+        since: Instant,
+        deadline: Option<Instant>,
+        mask: Option<&SignalMask>,
+    ) -> WaitOutcome {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.sleep_for_room(blocked, since, deadline, mask);
+        // Whoever else waits may have been meant.
+        if self.waiters.fetch_sub(1, Ordering::AcqRel) > 1 {
+            self.bell.ring();
+        }
+        outcome
+    }
+
+    fn sleep_for_room(
+        &self,
+        blocked: &Blocked,
+        since: Instant,
+        deadline: Option<Instant>,
+        mask: Option<&SignalMask>,
+    ) -> WaitOutcome {
+        let start = Instant::now();
+        let bells = {
+            let mut state = self.state.lock();
+            let bells = self.ask_for_room(&mut state, blocked);
+            if self.has_room(&mut state, blocked) {
+                self.ask_no_more(&mut state);
+                return WaitOutcome::Ready;
+            }
+            bells
+        };
+        let mut files: Vec<_> = bells.iter().map(|bell| bell.as_fd()).collect();
+        files.push(self.bell.as_fd());
+        // Up once after the first second, to tell the user; then as long as it takes.
+        let warn = (start < since + LONG_WAIT).then(|| since + LONG_WAIT);
+        // A backlogged socket has no bell of ours.
+        let poll = blocked.detail.starts_with("its process").then(|| start + Duration::from_millis(20));
+        let until = [deadline, warn, poll].into_iter().flatten().min();
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let waited = wait_readable(&files, timeout, mask);
+        let mut state = self.state.lock();
+        self.ask_no_more(&mut state);
+        for bell in &bells {
+            bell.silence();
+        }
+        self.bell.silence();
+        state.spin.slept(start.elapsed());
+        match waited {
+            Ok(true) => WaitOutcome::Ready,
+            Ok(false) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => WaitOutcome::TimedOut,
+            Ok(false) => WaitOutcome::Ready,
+            Err(_) => WaitOutcome::Interrupted,
+        }
+    }
+
+    /// Has the subscribers ring when they take, or give back; the bells to wait on.
+    fn ask_for_room(&self, state: &mut State, blocked: &Blocked) -> Vec<Arc<Descriptor>> {
+        let mut bells = Vec::new();
+        for (at, link) in state.links.iter_mut().enumerate() {
+            let Some(link) = link else { continue };
+            if !blocked.memory && at != blocked.link {
+                continue;
+            }
+            if link.local.is_none()
+                && link.space.is_none()
+                && let (Some(pair), Ok((ear, hand))) = (&link.pair, Descriptor::bell())
+            {
+                pair.send(&Message::SpaceBell(link.number), &[&Arc::new(hand)]);
+                link.space = Some(Arc::new(ear));
+            }
+            link.memory.want_space().store(1, Ordering::Relaxed);
+            link.memory.want_slots().store(u64::from(blocked.memory), Ordering::Relaxed);
+            bells.extend(link.space.clone());
+        }
+        // Dekker with `InLink::take` and `ReturnPath::give_back`.
+        fence(Ordering::SeqCst);
+        bells
+    }
+
+    fn ask_no_more(&self, state: &mut State) {
+        for link in state.links.iter().flatten() {
+            if link.memory.want_space().load(Ordering::Relaxed) != 0 {
+                link.memory.want_space().store(0, Ordering::Relaxed);
+                link.memory.want_slots().store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn stats(&self) -> PublisherStats {
+        let mut state = self.state.lock();
+        state.collect();
+        let mut stats = PublisherStats {
+            published: state.sequence,
+            bytes: state.bytes,
+            dropped: state.ended.dropped,
+            lost: state.ended.lost,
+            waiting: 0,
+            held: 0,
+            blocked: state.blocked,
+            links: Vec::new(),
+        };
+        for link in state.links.iter_mut().flatten().filter(|link| link.door.is_some()) {
+            let counts = link.stats(self.id);
+            add_dropped(&mut stats.dropped, &counts.dropped);
+            stats.waiting += counts.waiting;
+            stats.held += link.held();
+            if !link.left {
+                stats.links.push(counts);
+            }
+        }
+        stats
+    }
+
+    // ---- what the node does ---------------------------------------------------------------------
+
+    /// The bell that subscribers of the same node ring for room.
+    pub(super) fn local_bell(&self) -> &Arc<Descriptor> {
+        &self.bell
+    }
+
+    /// Adds a link, still shut. `None`: the publisher was closed meanwhile.
+    pub(super) fn add_link(&self, new: NewLink) -> Option<LinkIndex> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        let capacity = new.memory.size().capacity as usize;
+        let link = OutLink {
+            number: new.number,
+            subscriber: new.subscriber,
+            peer: new.peer,
+            pair: new.pair,
+            local: new.local,
+            memory: new.memory,
+            ring: RingWriter::new(capacity),
+            returns: ReturnReader::default(),
+            agreed: new.agreed,
+            door: None,
+            left: false,
+            history_end: 0,
+            outstanding: 0,
+            outstanding_bytes: 0,
+            skipped: 0,
+            dropped: Dropped::default(),
+            shown: Vec::new(),
+            space: None,
+            flush_asked: false,
+        };
+        let at = state.links.iter().position(Option::is_none).unwrap_or(state.links.len());
+        if at == state.links.len() {
+            state.links.push(None);
+        }
+        state.links[at] = Some(link);
+        Some(at)
+    }
+
+    /// The subscriber's node is ready: history goes first, then everything that is published from now on.
+    pub(super) fn open_link(
+        &self,
+        find: impl Fn(&LinkKey<'_>) -> bool,
+        entry: BoardEntry,
+        bit: u8,
+        bell: Arc<Descriptor>,
+    ) -> bool {
+        let mut state = self.state.lock();
+        let Some(at) = position(&state, find) else { return false };
+        let state = &mut *state;
+        let link = state.links[at].as_mut().expect("found above");
+        if link.door.is_some() || state.closed {
+            return false;
+        }
+        let kept = state.history.len().min(link.agreed.history as usize);
+        let old: Vec<SlotRef> = state.history.iter().skip(state.history.len() - kept).copied().collect();
+        link.memory.first().store(state.sequence - kept as u64, Ordering::Relaxed);
+        link.door = Some(Door { entry, bit: 1 << (bit % 64), bell });
+        for slot in old {
+            let link = state.links[at].as_mut().expect("found above");
+            if !link.has_shown(slot.segment()) && !link.show(self.id, &state.pool.view(slot)) {
+                link.skip(Cause::Memory);
+                continue;
+            }
+            state.pool.hold_for(slot, at);
+            link.outstanding += 1;
+            link.outstanding_bytes += state.pool.stride(slot) as u64;
+            link.ring.push(link.memory.forward(), slot);
+        }
+        let link = state.links[at].as_mut().expect("found above");
+        link.history_end = link.ring.pushed();
+        fence(Ordering::SeqCst);
+        if link.history_end > 0
+            && let Some(door) = &link.door
+        {
+            door.announce();
+        }
+        self.changed.notify_all();
+        true
+    }
+
+    /// The subscriber takes no more: what waits is dropped, what it holds comes back later.
+    pub(super) fn leave_link(&self, find: impl Fn(&LinkKey<'_>) -> bool) {
+        let mut state = self.state.lock();
+        let Some(at) = position(&state, find) else { return };
+        while state.withdraw(at, Cause::Closed) {}
+        if let Some(link) = &mut state.links[at] {
+            link.left = true;
+        }
+        state.collect_from(at);
+        if state.links[at].as_ref().is_some_and(|link| link.outstanding == 0) {
+            state.remove(at);
+        }
+        drop(state);
+        self.stir();
+    }
+
+    /// The links over `pair` are at an end, with everything they held; if the process may live on, its slots
+    /// are never used again. How many slots that cost.
+    pub(super) fn forget_pair(&self, pair: &Arc<Pair>, lives: bool) -> u64 {
+        let mut state = self.state.lock();
+        let mut retired = 0;
+        for at in 0..state.links.len() {
+            let over = |link: &OutLink| link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair));
+            if !state.links[at].as_ref().is_some_and(over) {
+                continue;
+            }
+            state.collect_from(at);
+            if state.links[at].is_none() {
+                continue;
+            }
+            if lives {
+                retired += state.pool.retire_link(at);
+            } else {
+                state.pool.forget_link(at);
+            }
+            state.remove(at);
+        }
+        drop(state);
+        self.stir();
+        retired
+    }
+
+    /// Wakes whoever waits, to look again.
+    fn stir(&self) {
+        self.bell.ring();
+        self.changed.notify_all();
+    }
+
+    /// Closes: tells every link, and lets no one publish any more.
+    pub(super) fn shut(&self) -> bool {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.closed, true) {
+            return false;
+        }
+        state.collect();
+        while let Some(slot) = state.history.pop_front() {
+            state.pool.unhold(slot);
+        }
+        for link in state.links.iter().flatten() {
+            match (&link.local, &link.pair) {
+                (Some(local), _) => local.end_link(self.id),
+                (None, Some(pair)) => {
+                    pair.send(&Message::LinkEnded(link.number), &[]);
+                }
+                (None, None) => {}
+            }
+        }
+        if let Some(counters) = &self.counters {
+            counters.give_back(self.counter);
+        }
+        drop(state);
+        self.stir();
+        true
+    }
+
+    /// Whether a link to `pair` is not open yet.
+    pub(super) fn waits_for(&self, pair: &Arc<Pair>) -> bool {
+        let state = self.state.lock();
+        state.links.iter().flatten().any(|link| {
+            link.door.is_none() && !link.left && link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair))
+        })
+    }
+
+    /// Samples published and bytes, and the totals of drops.
+    pub(super) fn totals(&self) -> PublisherStats {
+        self.stats()
+    }
+}
+
+/// What tells one link from the others.
+pub(super) struct LinkKey<'a> {
+    pub(super) number: LinkNumber,
+    pub(super) pair: Option<&'a Arc<Pair>>,
+}
+
+fn position(state: &State, find: impl Fn(&LinkKey<'_>) -> bool) -> Option<LinkIndex> {
+    state.links.iter().position(|link| {
+        link.as_ref().is_some_and(|link| find(&LinkKey { number: link.number, pair: link.pair.as_ref() }))
+    })
+}
+
+/// The host's monotonic clock.
+pub(super) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,176 @@
+//! Topics and the patterns that match them.
+
+/// Bytes that a topic or pattern may have.
+pub const TOPIC_MAX: usize = 255;
+
+/// Why a text is no topic or pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    /// Nothing there.
+    #[error("a topic needs at least one character, like \"camera/image\"")]
+    Empty,
+    /// Too long.
+    #[error("topic {topic:?} has {len} bytes; at most {TOPIC_MAX} are possible")]
+    TooLong {
+        /// Its beginning.
+        topic: String,
+        /// Its bytes.
+        len: usize,
+    },
+    /// `a//b`, `/a` or `a/`.
+    #[error("topic {topic:?} has an empty segment; write it without leading, trailing or double \"/\"")]
+    EmptySegment {
+        /// The topic.
+        topic: String,
+    },
+    /// A control character.
+    #[error("topic {topic:?} has the control character {found:?}; remove it")]
+    Control {
+        /// The topic.
+        topic: String,
+        /// The character.
+        found: char,
+    },
+    /// A wildcard where none may be.
+    #[error("topic {topic:?} has a wildcard, which only a subscriber may use; name one topic")]
+    Wildcard {
+        /// The topic.
+        topic: String,
+    },
+    /// `a*`.
+    #[error("\"*\" in {topic:?} must be a whole segment: \"*\" for exactly one, \"**\" for any number")]
+    PartialWildcard {
+        /// The topic.
+        topic: String,
+    },
+}
+
+/// Checks the topic of a publisher.
+pub fn check_topic(topic: &str) -> Result<(), TopicError> {
+    check_segments(topic)?;
+    if topic.contains('*') {
+        return Err(TopicError::Wildcard { topic: topic.to_owned() });
+    }
+    Ok(())
+}
+
+/// Checks the pattern of a subscriber.
+pub fn check_pattern(pattern: &str) -> Result<(), TopicError> {
+    check_segments(pattern)?;
+    if pattern.split('/').any(|segment| segment.contains('*') && segment != "*" && segment != "**") {
+        return Err(TopicError::PartialWildcard { topic: pattern.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_segments(topic: &str) -> Result<(), TopicError> {
+    if topic.is_empty() {
+        return Err(TopicError::Empty);
+    }
+    if topic.len() > TOPIC_MAX {
+        let start = topic.chars().take(40).collect();
+        return Err(TopicError::TooLong { topic: start, len: topic.len() });
+    }
+    if let Some(found) = topic.chars().find(|c| c.is_control()) {
+        return Err(TopicError::Control { topic: topic.to_owned(), found });
+    }
+    if topic.split('/').any(str::is_empty) {
+        return Err(TopicError::EmptySegment { topic: topic.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether `pattern` matches `topic`; both passed their checks.
+///
+/// `*` is exactly one segment, `**` any number, also none. A wildcard never matches a first segment that
+/// starts with `$`.
+pub fn matches(pattern: &str, topic: &str) -> bool {
+    if topic.starts_with('$') && pattern.starts_with('*') {
+        return false;
+    }
+    let pattern: Vec<&str> = pattern.split('/').collect();
+    let topic: Vec<&str> = topic.split('/').collect();
+    matches_segments(&pattern, &topic)
+}
+
+/// Walks both at once and, after a mismatch, lets the last `**` take one segment more.
+fn matches_segments(pattern: &[&str], topic: &[&str]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut retry: Option<(usize, usize)> = None;
+    while t < topic.len() {
+        match pattern.get(p) {
+            Some(&"**") => {
+                retry = Some((p, t));
+                p += 1;
+                continue;
+            }
+            Some(&segment) if segment == "*" || segment == topic[t] => {
+                p += 1;
+                t += 1;
+                continue;
+            }
+            _ => {}
+        }
+        let Some((at, taken)) = retry else { return false };
+        retry = Some((at, taken + 1));
+        p = at + 1;
+        t = taken + 1;
+    }
+    pattern[p..].iter().all(|&segment| segment == "**")
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_match_whole_segments() {
+        for (pattern, topic, expected) in [
+            ("a/b", "a/b", true),
+            ("a/*", "a/b", true),
+            ("a/*", "a/b/c", false),
+            ("a/*", "a", false),
+            ("a/**", "a", true),
+            ("a/**", "a/b/c", true),
+            ("**", "a/b/c", true),
+            ("**/c", "a/b/c", true),
+            ("**/c", "c", true),
+            ("**/b/**/d", "a/b/c/d", true),
+            ("**/b/**/d", "a/b/c/e", false),
+            ("*/b/*", "a/b/c", true),
+            ("**/*", "a", true),
+            ("*/**/*", "a", false),
+            ("**", "$vbus/x", false),
+            ("*/x", "$vbus/x", false),
+            ("$vbus/*", "$vbus/x", true),
+        ] {
+            assert_eq!(matches(pattern, topic), expected, "{pattern} {topic}");
+        }
+    }
+
+    #[test]
+    fn many_double_stars_do_not_explode() {
+        let pattern = ["**/a"; 20].join("/") + "/b";
+        let topic = ["a"; 100].join("/");
+        assert!(!matches(&pattern, &topic));
+    }
+
+    #[test]
+    fn bad_topics_are_named_with_what_is_wrong() {
+        for (topic, words) in [
+            ("", "at least one"),
+            ("/a", "empty segment"),
+            ("a//b", "empty segment"),
+            ("a/", "empty segment"),
+            ("a\nb", "control"),
+            ("a/*", "only a subscriber"),
+        ] {
+            let error = check_topic(topic).expect_err(topic).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(check_topic(&"x".repeat(256)).is_err());
+        assert!(check_topic(&"x".repeat(255)).is_ok());
+        assert!(check_pattern("a*/b").is_err());
+        assert!(check_pattern("*/**/b").is_ok());
+    }
+}

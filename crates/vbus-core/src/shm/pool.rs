@@ -1,0 +1,448 @@
+//! The slots of one publisher, and the ledger of who holds which.
+//!
+//! The pool is private to its publisher: nothing of it lies in shared memory, so a reader that dies, or
+//! writes nonsense, leaves nothing to repair. A slot is free, loaned (held by the publisher itself) or held
+//! by links; it is free again when the last hold is gone. The slot freed last is loaned first, so payloads
+//! stay in cache.
+//!
+//! Segments are cut into slots of one class and grow on demand, each as large as all before it together
+//! (up to a bound), so their number, and that of their descriptors, stays small at any size.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::layout::{LINE, Slot};
+use super::ring::SlotRef;
+use super::segment::{Mapping, SegmentError, create_data};
+use crate::base::budget::{Budget, Share};
+use crate::base::descriptor::Descriptor;
+
+/// A first segment has slots for about this many bytes.
+const FIRST_SEGMENT: usize = 64 << 10;
+/// No segment of more than one slot grows beyond this.
+const LARGE_SEGMENT: usize = 64 << 20;
+/// Segments that a publisher may have; each costs a descriptor.
+const SEGMENTS_MAX: usize = 4096;
+
+/// Which of a publisher's links; the number is free again when the link has ended.
+pub type LinkIndex = usize;
+
+/// A small set of links.
+#[derive(Debug, Default)]
+struct LinkSet {
+    low: u64,
+    high: Vec<u64>,
+}
+
+impl LinkSet {
+    fn insert(&mut self, link: LinkIndex) {
+        if link < 64 {
+            self.low |= 1 << link;
+            return;
+        }
+        let word = link / 64 - 1;
+        if self.high.len() <= word {
+            self.high.resize(word + 1, 0);
+        }
+        self.high[word] |= 1 << (link % 64);
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, link: LinkIndex) -> bool {
+        let word = if link < 64 { Some(&mut self.low) } else { self.high.get_mut(link / 64 - 1) };
+        let bit = 1 << (link % 64);
+        word.is_some_and(|word| {
+            let there = *word & bit != 0;
+            *word &= !bit;
+            there
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.low == 0 && self.high.iter().all(|&word| word == 0)
+    }
+}
+
+/// Who holds a slot.
+#[derive(Debug, Default)]
+struct Holds {
+    /// Holds of the publisher's own: a loan, views of one, history.
+    own: u32,
+    links: LinkSet,
+}
+
+impl Holds {
+    fn is_free(&self) -> bool {
+        self.own == 0 && self.links.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Segment {
+    mapping: Arc<Mapping>,
+    file: Arc<Descriptor>,
+    class: Class,
+    holds: Vec<Holds>,
+    /// Slots that are not free.
+    used: u32,
+    _share: Share,
+}
+
+/// A size class: its slots have `stride` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Class {
+    stride: usize,
+}
+
+impl Class {
+    /// The least class for a slot of `bytes`: multiples of a line, then quarters of an octave.
+    fn for_bytes(bytes: usize) -> Self {
+        let quarter = |payload: usize| {
+            let top = payload.next_power_of_two();
+            let step = (top / 8).max(LINE);
+            payload.div_ceil(step) * step
+        };
+        // Powers of two are the sizes people choose: leave room for header and meta beyond them.
+        let stride = match bytes {
+            0..=512 => bytes.next_multiple_of(LINE).max(2 * LINE),
+            513..=4096 => quarter(bytes - LINE) + LINE,
+            _ => quarter(bytes - 4 * LINE) + 4 * LINE,
+        };
+        Self { stride }
+    }
+
+    /// How many slots the next segment has, when the class has `slots` already.
+    fn next_segment(self, slots: usize) -> usize {
+        let least = (FIRST_SEGMENT / self.stride).max(1);
+        let most = (LARGE_SEGMENT / self.stride).clamp(1, SlotRef::SLOTS_MAX as usize);
+        slots.clamp(least, most)
+    }
+}
+
+/// Why there is no slot.
+#[derive(Debug, thiserror::Error)]
+pub enum Shortage {
+    /// The node's bound.
+    #[error("{wanted} bytes more are needed, but {used} of the node's {limit} bytes of memory are in use")]
+    Budget {
+        /// Bytes that the new segment would have.
+        wanted: u64,
+        /// Bytes in use by the node's publishers.
+        used: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The machine or the container has no more.
+    #[error(transparent)]
+    Machine(SegmentError),
+    /// Too many segments.
+    #[error("the publisher has {SEGMENTS_MAX} segments already; close it or send fewer sizes of samples")]
+    Segments,
+}
+
+/// A segment as a reader needs it.
+#[derive(Clone, Debug)]
+pub struct SegmentView {
+    /// Its number with the publisher.
+    pub number: u32,
+    /// The memory.
+    pub mapping: Arc<Mapping>,
+    /// What to pass on.
+    pub file: Arc<Descriptor>,
+    /// Bytes of a slot.
+    pub stride: usize,
+}
+
+/// The slots of a publisher.
+#[derive(Debug)]
+pub struct Pool {
+    budget: Arc<Budget>,
+    segments: Vec<Option<Segment>>,
+    /// Per class: the free slots, the one freed last at the end, and how many there are in all.
+    classes: Vec<(Class, Vec<SlotRef>, usize)>,
+}
+
+impl Pool {
+    /// No slots yet.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, segments: Vec::new(), classes: Vec::new() }
+    }
+
+    /// The node's bound.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Loans a slot of at least `bytes`; the publisher holds it. On success also how large it is.
+    pub fn loan(&mut self, bytes: usize) -> Result<(SlotRef, Slot), Shortage> {
+        let class = Class::for_bytes(bytes);
+        let at = self.class_index(class);
+        if self.classes[at].1.is_empty() {
+            self.grow(at)?;
+        }
+        let slot = self.classes[at].1.pop().expect("grown above");
+        let segment = self.segment_mut(slot);
+        segment.used += 1;
+        segment.holds[slot.slot() as usize].own = 1;
+        Ok((slot, Slot::in_mapping(&segment.mapping, class.stride, slot.slot())))
+    }
+
+    /// Whether a slot of `bytes` can be loaned without new memory.
+    pub fn has_free(&self, bytes: usize) -> bool {
+        let class = Class::for_bytes(bytes);
+        self.classes.iter().any(|(known, free, _)| *known == class && !free.is_empty())
+    }
+
+    /// Bytes that `slot` takes.
+    pub fn stride(&self, slot: SlotRef) -> usize {
+        self.segment(slot).class.stride
+    }
+
+    /// One more hold of the publisher's own.
+    pub fn hold(&mut self, slot: SlotRef) {
+        let holds = self.holds_mut(slot);
+        debug_assert!(!holds.is_free(), "a free slot is loaned first");
+        holds.own += 1;
+    }
+
+    /// One hold of the publisher's own less.
+    pub fn unhold(&mut self, slot: SlotRef) {
+        let holds = self.holds_mut(slot);
+        assert!(holds.own > 0, "every hold ends once");
+        holds.own -= 1;
+        self.free_if_unheld(slot);
+    }
+
+    /// `link` holds `slot` from now on.
+    pub fn hold_for(&mut self, slot: SlotRef, link: LinkIndex) {
+        self.holds_mut(slot).links.insert(link);
+    }
+
+    /// `link` gives `slot` back. False: it did not hold it.
+    pub fn unhold_for(&mut self, slot: SlotRef, link: LinkIndex) -> bool {
+        if !self.knows(slot) || !self.holds_mut(slot).links.remove(link) {
+            return false;
+        }
+        self.free_if_unheld(slot);
+        true
+    }
+
+    /// `link` is gone with everything it held.
+    pub fn forget_link(&mut self, link: LinkIndex) {
+        self.end_link(link, false);
+    }
+
+    /// `link` is cut off, but its process lives and may go on reading: what it held is never used again.
+    /// The number of slots that this costs.
+    pub fn retire_link(&mut self, link: LinkIndex) -> u64 {
+        self.end_link(link, true)
+    }
+
+    fn end_link(&mut self, link: LinkIndex, retire: bool) -> u64 {
+        let mut ended = Vec::new();
+        for (at, segment) in self.segments.iter_mut().enumerate() {
+            let Some(segment) = segment else { continue };
+            for (slot, holds) in segment.holds.iter_mut().enumerate() {
+                if holds.links.remove(link) {
+                    holds.own += u32::from(retire);
+                    ended.push(SlotRef::new(at as u32 + 1, slot as u32));
+                }
+            }
+        }
+        if !retire {
+            ended.iter().for_each(|&slot| self.free_if_unheld(slot));
+        }
+        ended.len() as u64
+    }
+
+    /// The segment of `slot`, for a reader.
+    pub fn view(&self, slot: SlotRef) -> SegmentView {
+        let segment = self.segment(slot);
+        SegmentView {
+            number: slot.segment(),
+            mapping: Arc::clone(&segment.mapping),
+            file: Arc::clone(&segment.file),
+            stride: segment.class.stride,
+        }
+    }
+
+    /// Gives up segments that are wholly free; their numbers, to tell the readers.
+    pub fn retire_idle(&mut self) -> Vec<u32> {
+        let mut retired = Vec::new();
+        for at in 0..self.segments.len() {
+            if self.segments[at].as_ref().is_some_and(|segment| segment.used == 0) {
+                let segment = self.segments[at].take().expect("looked at above");
+                let class = self.class_index(segment.class);
+                let number = at as u32 + 1;
+                self.classes[class].1.retain(|slot| slot.segment() != number);
+                self.classes[class].2 -= segment.holds.len();
+                retired.push(number);
+            }
+        }
+        retired
+    }
+
+    fn class_index(&mut self, class: Class) -> usize {
+        self.classes.iter().position(|(known, ..)| *known == class).unwrap_or_else(|| {
+            self.classes.push((class, Vec::new(), 0));
+            self.classes.len() - 1
+        })
+    }
+
+    /// Adds a segment to a class: as large as planned, or smaller when the budget says so.
+    fn grow(&mut self, at: usize) -> Result<(), Shortage> {
+        let (class, _, existing) = self.classes[at];
+        let number = self.free_number()?;
+        let mut slots = class.next_segment(existing);
+        let (share, bytes) = loop {
+            let bytes = (slots * class.stride).next_multiple_of(4096);
+            match self.budget.take(bytes as u64) {
+                Some(share) => break (share, bytes),
+                None if slots > 1 => slots /= 2,
+                None => {
+                    let (used, limit) = (self.budget.used(), self.budget.limit());
+                    return Err(Shortage::Budget { wanted: bytes as u64, used, limit });
+                }
+            }
+        };
+        let (mapping, file) = create_data("vbus-data", bytes).map_err(Shortage::Machine)?;
+        self.segments[number as usize - 1] = Some(Segment {
+            mapping: Arc::new(mapping),
+            file: Arc::new(Descriptor::new(file)),
+            class,
+            holds: (0..slots).map(|_| Holds::default()).collect(),
+            used: 0,
+            _share: share,
+        });
+        let (_, free, total) = &mut self.classes[at];
+        free.extend((0..slots as u32).rev().map(|slot| SlotRef::new(number, slot)));
+        *total += slots;
+        Ok(())
+    }
+
+    /// A number that no segment has, its place made.
+    fn free_number(&mut self) -> Result<u32, Shortage> {
+        let at = match self.segments.iter().position(Option::is_none) {
+            Some(at) => at,
+            None if self.segments.len() < SEGMENTS_MAX => {
+                self.segments.push(None);
+                self.segments.len() - 1
+            }
+            None => return Err(Shortage::Segments),
+        };
+        Ok(at as u32 + 1)
+    }
+
+    fn knows(&self, slot: SlotRef) -> bool {
+        self.segments
+            .get(slot.segment() as usize - 1)
+            .and_then(Option::as_ref)
+            .is_some_and(|segment| (slot.slot() as usize) < segment.holds.len())
+    }
+
+    fn segment(&self, slot: SlotRef) -> &Segment {
+        self.segments[slot.segment() as usize - 1].as_ref().expect("a held slot's segment is there")
+    }
+
+    fn segment_mut(&mut self, slot: SlotRef) -> &mut Segment {
+        self.segments[slot.segment() as usize - 1].as_mut().expect("a held slot's segment is there")
+    }
+
+    fn holds_mut(&mut self, slot: SlotRef) -> &mut Holds {
+        &mut self.segment_mut(slot).holds[slot.slot() as usize]
+    }
+
+    fn free_if_unheld(&mut self, slot: SlotRef) {
+        if !self.holds_mut(slot).is_free() {
+            return;
+        }
+        let segment = self.segment_mut(slot);
+        segment.used -= 1;
+        let class = segment.class;
+        let at = self.class_index(class);
+        self.classes[at].1.push(slot);
+    }
+}
+
+impl SegmentView {
+    /// The file to pass on.
+    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn pool(limit: u64) -> Pool {
+        Pool::new(Budget::new(limit))
+    }
+
+    #[test]
+    fn the_slot_freed_last_is_loaned_first() {
+        let mut pool = pool(1 << 20);
+        let (first, _) = pool.loan(100).expect("room");
+        let (second, _) = pool.loan(100).expect("room");
+        pool.unhold(second);
+        pool.unhold(first);
+        assert_eq!(pool.loan(100).expect("room").0, first);
+        assert_eq!(pool.loan(100).expect("room").0, second);
+    }
+
+    #[test]
+    fn a_slot_is_free_when_the_last_holder_is_gone_and_not_before() {
+        let mut pool = pool(1 << 20);
+        let (slot, _) = pool.loan(1 << 19).expect("room");
+        pool.hold_for(slot, 3);
+        pool.hold_for(slot, 70);
+        pool.unhold(slot);
+        assert!(pool.unhold_for(slot, 3));
+        assert!(!pool.unhold_for(slot, 3), "nobody gives back twice");
+        assert!(!pool.has_free(1 << 19));
+        pool.forget_link(70);
+        assert!(pool.has_free(1 << 19));
+    }
+
+    #[test]
+    fn what_a_living_neighbour_held_is_never_used_again_when_it_is_cut_off() {
+        let mut pool = pool(1 << 20);
+        let (slot, _) = pool.loan(1 << 19).expect("room");
+        pool.hold_for(slot, 0);
+        pool.unhold(slot);
+        assert_eq!(pool.retire_link(0), 1);
+        assert!(!pool.has_free(1 << 19));
+    }
+
+    #[test]
+    fn the_budget_bounds_the_pool_and_says_the_numbers() {
+        let mut pool = pool(1 << 20);
+        let (slot, _) = pool.loan(600_000).expect("room");
+        let refused = pool.loan(600_000).expect_err("more than the budget");
+        assert!(refused.to_string().contains("1048576"), "{refused}");
+        pool.unhold(slot);
+        assert_eq!(pool.retire_idle(), [1]);
+        assert!(pool.loan(900_000).is_ok());
+    }
+
+    #[test]
+    fn foreign_slot_numbers_are_refused() {
+        let mut pool = pool(1 << 20);
+        let (slot, _) = pool.loan(100).expect("room");
+        pool.hold_for(slot, 0);
+        for bits in [1 << 20, (5 << 20) | 3, (1 << 40) - 1, (1 << 20) | 0xfffff] {
+            let forged = SlotRef::from_bits(bits).expect("well formed");
+            assert!(forged == slot || !pool.unhold_for(forged, 0));
+        }
+    }
+
+    #[test]
+    fn classes_waste_at_most_a_quarter() {
+        for bytes in (128..200_000).step_by(64) {
+            let stride = Class::for_bytes(bytes).stride;
+            assert!(stride >= bytes && stride % LINE == 0, "{bytes} {stride}");
+            assert!(stride <= bytes + bytes / 4 + 5 * LINE, "{bytes} {stride}");
+        }
+        assert_eq!(Class::for_bytes((8 << 20) + 128).stride, (8 << 20) + 256);
+    }
+}

@@ -1,0 +1,6 @@
+//! The Python binding.
+use pyo3::prelude::*;
+#[pymodule]
+fn _vbus(_m: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

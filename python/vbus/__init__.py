@@ -1,0 +1,139 @@
+"""A broker-less message bus for Python programs in processes, containers and virtual machines.
+
+```python
+with vbus.Node("detector") as node, node.publisher("vision/detections") as publisher:
+    publisher.publish({"label": "cat", "score": 0.98})
+```
+
+`Node` joins a domain; its `publisher()` and `subscriber()` send and receive samples on topics; a `Channel`
+says once for both sides what a topic is. Everything else is a record that one of them returns, or an error.
+"""
+
+from __future__ import annotations
+
+from ._vbus import Loan, Sample, __version__
+from .channel import Channel
+from .errors import (
+    Closed,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    Error,
+    ForkError,
+    Full,
+    NoServer,
+    RemoteError,
+    SharedMemoryError,
+    Timeout,
+    TooLarge,
+    TopicError,
+    TransportError,
+)
+from .node import Node, Publisher, Subscriber
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .codec.registry import register_codec
+    from .records import (
+        Endpoint,
+        Finding,
+        Link,
+        Mismatch,
+        NodeStats,
+        PathChanged,
+        Peer,
+        PeerJoined,
+        PeerLeft,
+        PeerRefused,
+        PublisherStats,
+        ServiceInfo,
+        SubscriberStats,
+        TopicAdded,
+        TopicInfo,
+        TopicRemoved,
+    )
+
+__all__ = [
+    "Channel",
+    "Closed",
+    "ConfigError",
+    "DecodeError",
+    "EncodeError",
+    "Endpoint",
+    "Error",
+    "Finding",
+    "ForkError",
+    "Full",
+    "Link",
+    "Loan",
+    "Mismatch",
+    "NoServer",
+    "Node",
+    "NodeStats",
+    "PathChanged",
+    "Peer",
+    "PeerJoined",
+    "PeerLeft",
+    "PeerRefused",
+    "Publisher",
+    "PublisherStats",
+    "RemoteError",
+    "Sample",
+    "ServiceInfo",
+    "SharedMemoryError",
+    "Subscriber",
+    "SubscriberStats",
+    "Timeout",
+    "TooLarge",
+    "TopicAdded",
+    "TopicError",
+    "TopicInfo",
+    "TopicRemoved",
+    "TransportError",
+    "__version__",
+    "register_codec",
+]
+
+_RECORDS = frozenset(
+    {
+        "Endpoint",
+        "Finding",
+        "Link",
+        "Mismatch",
+        "NodeStats",
+        "PathChanged",
+        "Peer",
+        "PeerJoined",
+        "PeerLeft",
+        "PeerRefused",
+        "PublisherStats",
+        "ServiceInfo",
+        "SubscriberStats",
+        "TopicAdded",
+        "TopicInfo",
+        "TopicRemoved",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    # Records are dataclasses, whose machinery takes longer to import than all the rest of vbus.
+    value: object
+    if name in _RECORDS:
+        from . import records
+
+        value = getattr(records, name)
+    elif name == "register_codec":
+        from .codec.registry import register_codec as value
+    elif name in ("Service", "Server", "Watch"):
+        from .errors import not_yet
+
+        raise AttributeError(str(not_yet(f"vbus.{name}")))
+    else:
+        raise AttributeError(f"module 'vbus' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

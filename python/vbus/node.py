@@ -1,0 +1,530 @@
+"""`Node`, `Publisher` and `Subscriber`: the public classes, on top of those of the Rust extension.
+
+What must be fast (`publish`, `receive`, iteration) is the extension's and is not touched here.
+"""
+
+# ruff: noqa: F811, D102
+# F811, D102: ruff does not know `overload` by the stand-in that it has here at run time.
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock, get_ident, start_new_thread
+from _weakref import ref
+
+from ._vbus import Loan, Sample, check_topic
+from ._vbus import Node as CoreNode
+from ._vbus import Publisher as CorePublisher
+from ._vbus import Subscriber as CoreSubscriber
+from .channel import Channel, publisher_qos, subscriber_qos
+from .config import resolve
+from .errors import ConfigError, not_yet, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+    from typing import Any, NoReturn, Self, TypeVar, overload
+
+    import numpy
+    from typing_extensions import TypeForm, Unpack
+
+    from ._vbus import PeerTuple
+    from .channel import PublisherQos, SubscriberQos
+    from .codec import Codec
+    from .config import PathText
+    from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
+
+    T = TypeVar("T")
+else:
+    # typing costs more to import than vbus itself.
+    T = object
+
+    def overload(function):
+        return function
+
+
+__all__ = ["ArrayLoan", "Node", "Publisher", "Subscriber"]
+
+
+class Node:
+    """One participant of a domain, normally one per process.
+
+    Arguments beat environment variables (`VBUS_NAME`, …) beat defaults:
+
+    - `name`: for people; default is the program's name and pid.
+    - `domain`: nodes see only those of their own domain; default "default".
+    - `secret`: str or bytes, 8 bytes or more; only nodes with the same one join. `vbus keygen` makes one.
+    - `open`, `peers`, `listen`, `interfaces`: about the network, which is not in this version.
+    - `discovery`: any of "shm", "mdns", "peers"; default all.
+    - `shm`: the directory where neighbours meet, made if it is missing; False or "off" for none. Default is
+      every usable one of /run/vbus, /dev/shm/vbus, /tmp/vbus.
+    - `memory`: bytes that its publishers may keep; default a quarter of what the machine or container has.
+
+    Returns when it has met the neighbours already there. ConfigError for a wrong value, SharedMemoryError
+    for a directory that was named and cannot be used. Close it, or use it in `with`.
+    """
+
+    __slots__ = ("__weakref__", "_children", "_core", "_log", "_pid")
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        domain: str | None = None,
+        secret: str | bytes | None = None,
+        open: bool | None = None,
+        peers: Iterable[str] | None = None,
+        listen: str | None = None,
+        interfaces: Iterable[str] | None = None,
+        discovery: Iterable[str] | None = None,
+        shm: PathText | bool | None = None,
+        memory: int | None = None,
+    ) -> None:
+        settings = resolve(
+            name=name,
+            domain=domain,
+            secret=secret,
+            open=open,
+            peers=peers,
+            listen=listen,
+            interfaces=interfaces,
+            discovery=discovery,
+            shm=shm,
+            memory=memory,
+        )
+        self._core = CoreNode(
+            name=settings.name,
+            domain=settings.domain,
+            secret=settings.secret,
+            shm=settings.shm,
+            shm_required=settings.shm_required,
+            memory=settings.memory,
+            make_peer=_make_peer,
+        )
+        self._pid = os.getpid()
+        self._children: dict[int, ref[Publisher[Any] | Subscriber[Any]]] = {}
+        self._log = _Log(self._core)
+        _close_at_exit(self)
+
+    @property
+    def id(self) -> str:
+        """Hex, unique, drawn anew for every Node."""
+        return self._core.id
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self._core.name
+
+    @property
+    def domain(self) -> str:
+        """The domain it is in."""
+        return self._core.domain
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens on the network."""
+        return self._core.self_tuple()[4]
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._core.closed
+
+    @overload
+    def publisher(
+        self, channel_or_topic: Channel[T], type: None = None, **qos: Unpack[PublisherQos]
+    ) -> Publisher[T]: ...
+    @overload
+    def publisher(
+        self, channel_or_topic: Channel[Any] | str, type: TypeForm[T], **qos: Unpack[PublisherQos]
+    ) -> Publisher[T]: ...
+    @overload
+    def publisher(
+        self, channel_or_topic: str, type: None = None, **qos: Unpack[PublisherQos]
+    ) -> Publisher[Any]: ...
+    def publisher(
+        self, channel_or_topic: Channel[Any] | str, type: Any = None, **qos: Unpack[PublisherQos]
+    ) -> Publisher[Any]:
+        """A publisher of a channel, or of a topic with values of `type` (None: any).
+
+        Quality of service, with defaults: `reliability` "reliable" or "best_effort"; `ordered` True;
+        `depth` 64 samples that may wait at one subscriber; `on_full` "block" if reliable, else "drop_oldest"
+        ("drop_newest", "error"); `block_timeout` None, seconds; `history` 0 samples for subscribers that join later;
+        `lifespan` None, seconds; `priority` 4 of 0 (first) to 7; `max_size` 1 GiB.
+
+        Returns when it knows the subscriptions of its neighbours. TopicError for a pattern or no topic,
+        ConfigError for wrong quality of service or a type that cannot travel.
+        """
+        channel, topic, type = _what(channel_or_topic, type)
+        check_topic(topic, pattern=False)
+        offered = publisher_qos(channel, dict(qos))
+        codec = _codec(type, topic)
+        publisher: Publisher[Any] = Publisher(
+            self._core, topic, shape=codec.shape, raw=codec.raw, encoder=codec.encoder, qos=offered
+        )
+        publisher._node = self  # pyright: ignore[reportPrivateUsage]
+        publisher._lends = codec.lends  # pyright: ignore[reportPrivateUsage]
+        self._adopt(publisher)
+        return publisher
+
+    @overload
+    def subscriber(
+        self,
+        channel_or_topic: Channel[T],
+        type: None = None,
+        *,
+        callback: Callable[[Sample[T]], None] | None = None,
+        spin: float | None = None,
+        **qos: Unpack[SubscriberQos],
+    ) -> Subscriber[T]: ...
+    @overload
+    def subscriber(
+        self,
+        channel_or_topic: Channel[Any] | str,
+        type: TypeForm[T],
+        *,
+        callback: Callable[[Sample[T]], None] | None = None,
+        spin: float | None = None,
+        **qos: Unpack[SubscriberQos],
+    ) -> Subscriber[T]: ...
+    @overload
+    def subscriber(
+        self,
+        channel_or_topic: str,
+        type: None = None,
+        *,
+        callback: Callable[[Sample[Any]], None] | None = None,
+        spin: float | None = None,
+        **qos: Unpack[SubscriberQos],
+    ) -> Subscriber[Any]: ...
+    def subscriber(
+        self,
+        channel_or_topic: Channel[Any] | str,
+        type: Any = None,
+        *,
+        callback: Callable[[Sample[Any]], None] | None = None,
+        spin: float | None = None,
+        **qos: Unpack[SubscriberQos],
+    ) -> Subscriber[Any]:
+        """A subscriber to a channel, a topic, or a pattern: `*` is one segment, `**` any number.
+
+        `spin`: seconds to look before sleeping; None adapts, 0 never. Quality of service as for
+        `publisher`; what is not given is taken as offered. Returns when its neighbours know it. TopicError
+        for no pattern, ConfigError for wrong quality of service or a type that cannot travel.
+        """
+        channel, topic, type = _what(channel_or_topic, type)
+        check_topic(topic, pattern=True)
+        if callback is not None:
+            raise not_yet("a subscriber's callback")
+        _check_spin(spin)
+        asked = subscriber_qos(channel, dict(qos))
+        codec = _codec(type, topic)
+        subscriber: Subscriber[Any] = Subscriber(
+            self._core, topic, shape=codec.shape, raw=codec.raw, decoder=codec.decoder, spin=spin, qos=asked
+        )
+        subscriber._node = self  # pyright: ignore[reportPrivateUsage]
+        self._adopt(subscriber)
+        return subscriber
+
+    def serve(self, service: Any, handler: Any, **options: Any) -> NoReturn:
+        """Not in this version."""
+        raise not_yet("serving requests")
+
+    def call(self, service: Any, value: Any, **options: Any) -> NoReturn:
+        """Not in this version."""
+        raise not_yet("calling services")
+
+    def call_stream(self, service: Any, value: Any, **options: Any) -> NoReturn:
+        """Not in this version."""
+        raise not_yet("calling services")
+
+    def peers(self) -> list[Peer]:
+        """The connected peers, without oneself."""
+        return [_make_peer(peer) for peer in self._core.peer_tuples()]
+
+    def topics(self) -> list[TopicInfo]:
+        """Every topic that somebody publishes, this node included."""
+        from .reports import topic_infos
+
+        return topic_infos(self._core)
+
+    def services(self) -> list[ServiceInfo]:
+        """Every service that somebody serves: none, in this version."""
+        self._core.peer_tuples()  # what a closed or forked node answers
+        return []
+
+    def wait_for_peers(self, n: int = 1, timeout: float | None = None) -> bool:
+        """Wait until `n` peers are connected, `timeout` seconds at most; whether they are."""
+        return self._core.wait_for_peers(n, timeout)
+
+    def watch(self) -> NoReturn:
+        """Not in this version."""
+        raise not_yet("watching the domain")
+
+    def explain(self, topic: str | None = None, peer: Peer | str | None = None) -> list[Finding]:
+        """Which ways to whom were tried, with what result and why; of one topic or one peer (or id or
+        name)."""
+        from .reports import findings
+
+        return findings(self._core, topic, peer)
+
+    def stats(self) -> NodeStats:
+        """Counts over all publishers and subscribers; still works after close()."""
+        from .reports import node_stats
+
+        return node_stats(self._core)
+
+    def close(self, linger: float = 2.0) -> None:
+        """Close everything: flushes reliable publishers for at most `linger` seconds, and says goodbye.
+
+        What was not accepted in time is logged per topic. Closing twice is fine.
+        """
+        self._core.close(linger)
+        if os.getpid() != self._pid:
+            return  # the child of a fork: nothing here is its own
+        for child in list(self._children.values()):
+            if (endpoint := child()) is not None:
+                endpoint.close()
+        self._log.drain()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vbus.Node {self.name!r} in {self.domain!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Node cannot be pickled; open a node in the worker")
+
+    def __del__(self) -> None:
+        # Its publishers and subscribers hold it, so they are gone; there is nothing left to flush.
+        core: CoreNode | None = getattr(self, "_core", None)
+        if core is not None:
+            core.close(0.0)
+
+    def _adopt(self, child: Publisher[Any] | Subscriber[Any]) -> None:
+        """Remember a publisher or subscriber for close(), without keeping it alive."""
+        key, children = id(child), self._children
+        children[key] = ref(child, lambda _: children.pop(key, None))
+
+
+class Publisher(CorePublisher[T]):
+    """Publishes values on one topic; made by `node.publisher`. All methods may be called from any thread.
+
+    Close it, or use it in `with`; it also closes when nothing refers to it.
+    """
+
+    __slots__ = ("__weakref__", "_lends", "_node")
+
+    _lends: tuple[str, ...]
+    _node: Node
+
+    def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
+        """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`, leaving `with` publishes it.
+
+        The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
+        `max_size`.
+        """
+        self._check_lends("bytes")
+        return self.raw_loan(nbytes, headers, "raw", b"")
+
+    def loan_array(
+        self,
+        shape: int | tuple[int, ...],
+        dtype: numpy.typing.DTypeLike = float,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> ArrayLoan:
+        """Borrow an array: `with publisher.loan_array((480, 640), "u1") as array:` publishes it on leaving.
+
+        The contents are undefined at first; after publishing the array is read-only. For types None and
+        ndarray, else ConfigError. TooLarge beyond `max_size`, EncodeError for a dtype that cannot travel.
+        """
+        self._check_lends("ndarray")
+        return ArrayLoan(self, shape, dtype, headers)
+
+    def stats(self) -> PublisherStats:
+        """Counts of this publisher; still works after close()."""
+        from .reports import publisher_stats
+
+        return publisher_stats(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vbus.Publisher of {self.topic!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Publisher cannot be pickled; open a node in the worker")
+
+    def _check_lends(self, what: str) -> None:
+        if what not in self._lends:
+            kinds = "None and bytes" if what == "bytes" else "None and numpy.ndarray"
+            raise ConfigError(
+                f"a loan of {what} is for the types {kinds}, which {quote(self.topic)} has not; publish()"
+            )
+
+
+class Subscriber(CoreSubscriber[T]):
+    """Receives the samples of one topic or pattern; made by `node.subscriber`. All methods are thread-safe.
+
+    Iterate, or call `receive`; of several receivers each sample goes to one. Close it, or use it in `with`;
+    it also closes when nothing refers to it.
+    """
+
+    __slots__ = ("__weakref__", "_node")
+
+    _node: Node
+
+    def stats(self) -> SubscriberStats:
+        """Counts of this subscriber; still works after close()."""
+        from .reports import subscriber_stats
+
+        return subscriber_stats(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vbus.Subscriber to {self.topic!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Subscriber cannot be pickled; open a node in the worker")
+
+
+class ArrayLoan:
+    """An array in the bus's memory: a context manager that gives the ndarray, publishes on leaving `with`,
+    and discards on an exception."""
+
+    __slots__ = ("_array", "_dtype", "_headers", "_loan", "_publisher", "_shape")
+
+    def __init__(
+        self,
+        publisher: Publisher[Any],
+        shape: int | tuple[int, ...],
+        dtype: Any,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        self._publisher = publisher
+        self._shape = shape
+        self._dtype = dtype
+        self._headers = headers
+        self._array: numpy.ndarray[Any, Any] | None = None
+        self._loan: Loan | None = None
+
+    def __enter__(self) -> numpy.ndarray[Any, Any]:
+        from .codec.loans import loan_array
+
+        self._loan, self._array = loan_array(self._publisher, self._shape, self._dtype, self._headers)
+        return self._array
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        array, loan = self._array, self._loan
+        self._array = self._loan = None
+        if array is None or loan is None:
+            return
+        array.flags.writeable = False
+        if kind is None:
+            loan.publish()
+        else:
+            loan.discard()
+
+
+class _Log:
+    """A thread that moves what a node has to say to the logger "vbus", so that the core never calls
+    Python."""
+
+    __slots__ = ("_done", "_thread")
+
+    def __init__(self, core: CoreNode) -> None:
+        self._done = allocate_lock()
+        self._done.acquire()
+        # Not `threading`: its import costs as much as a node, and nobody ever joins this thread.
+        self._thread = start_new_thread(_log_notices, (core, self._done))
+
+    def drain(self) -> None:
+        """Wait until everything is logged; the node is closed, so the thread ends."""
+        if get_ident() != self._thread and self._done.acquire(timeout=DRAIN_SECONDS):
+            self._done.release()
+
+
+DRAIN_SECONDS = 1.0
+
+
+def _log_notices(core: CoreNode, done: Any) -> None:
+    try:
+        while notices := core.wait_notices():
+            import logging
+            import threading
+
+            threading.current_thread().name = "vbus-log"
+            logger = logging.getLogger("vbus")
+            levels = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+            for level, message in notices:
+                logger.log(levels.get(level, logging.INFO), "%s", message)
+    finally:
+        done.release()
+
+
+def _what(channel_or_topic: Channel[Any] | str, type: Any) -> tuple[Channel[Any] | None, str, Any]:
+    """Channel if there is one, topic, and type; a type that is given beats the channel's."""
+    if isinstance(channel_or_topic, Channel):
+        return channel_or_topic, channel_or_topic.topic, channel_or_topic.type if type is None else type
+    return None, channel_or_topic, type
+
+
+def _check_spin(spin: object) -> None:
+    if spin is None or (isinstance(spin, (int, float)) and 0 <= spin < float("inf")):
+        return
+    raise ConfigError(f"spin is {quote(spin)}; give seconds from 0 on, or None to adapt")
+
+
+def _codec(type: Any, topic: str) -> Codec:
+    from .codec import codec_for
+
+    return codec_for(type, topic)
+
+
+def _make_peer(peer: PeerTuple) -> Peer:
+    from .records import Peer
+
+    return Peer(*peer)
+
+
+def _close_at_exit(node: Node) -> None:
+    if not _open_nodes:
+        import atexit
+
+        atexit.unregister(_close_open_nodes)
+        atexit.register(_close_open_nodes)
+    key = id(node)
+    _open_nodes[key] = ref(node, lambda _: _open_nodes.pop(key, None))
+
+
+def _close_open_nodes() -> None:
+    for node in list(_open_nodes.values()):
+        if (open_node := node()) is not None:
+            open_node.close()
+
+
+_open_nodes: dict[int, ref[Node]] = {}

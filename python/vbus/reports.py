@@ -1,0 +1,102 @@
+"""From what the extension counts to the records that people read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .records import (
+    Endpoint,
+    Finding,
+    Link,
+    Mismatch,
+    NodeStats,
+    Peer,
+    PublisherStats,
+    SubscriberStats,
+    TopicInfo,
+)
+
+if TYPE_CHECKING:
+    from ._vbus import Node as CoreNode
+    from ._vbus import PeerTuple
+    from ._vbus import Publisher as CorePublisher
+    from ._vbus import Subscriber as CoreSubscriber
+
+__all__ = ["findings", "node_stats", "publisher_stats", "subscriber_stats", "topic_infos"]
+
+
+def topic_infos(core: CoreNode) -> list[TopicInfo]:
+    """One per topic, sorted by name."""
+    peers = _peers(core)
+    infos = [
+        TopicInfo(
+            topic=topic["topic"],
+            type=topic["shape"],
+            encoding=topic["encoding"],
+            publishers=_endpoints(topic["publishers"], peers),
+            subscribers=_endpoints(topic["subscribers"], peers),
+            rate=topic["rate"],
+            bytes_per_second=topic["bytes_per_second"],
+            mismatches=tuple(Mismatch(*mismatch) for mismatch in topic["mismatches"]),
+        )
+        for topic in core.topic_dicts()
+    ]
+    return sorted(infos, key=lambda info: info.topic)
+
+
+def findings(core: CoreNode, topic: str | None, peer: Peer | str | None) -> list[Finding]:
+    """What `explain` returns: everything, or what is about one topic or one peer."""
+    peers = _peers(core)
+    wanted = peer.id if isinstance(peer, Peer) else peer
+    found: list[Finding] = []
+    for who, about, path, verdict, reason, remedy in core.findings():
+        known = peers.get(who or "")
+        finding = Finding(known or who or "", about, path, verdict, reason, remedy)
+        if topic is not None and about not in (None, topic):
+            continue
+        if wanted is not None and wanted not in (who, known.name if known else None):
+            continue
+        found.append(finding)
+    return found
+
+
+def node_stats(core: CoreNode) -> NodeStats:
+    """What a node counted."""
+    return NodeStats(**core.stats_dict())
+
+
+def publisher_stats(publisher: CorePublisher[Any]) -> PublisherStats:
+    """What a publisher counted."""
+    counts = publisher.stats_dict()
+    counts["links"] = _links(counts["links"])
+    return PublisherStats(**counts)
+
+
+def subscriber_stats(subscriber: CoreSubscriber[Any]) -> SubscriberStats:
+    """What a subscriber counted."""
+    counts = subscriber.stats_dict()
+    counts["links"] = _links(counts["links"])
+    counts.setdefault("callback_errors", 0)
+    return SubscriberStats(**counts)
+
+
+def _peers(core: CoreNode) -> dict[str, Peer]:
+    """By id, oneself included."""
+    return {peer[0]: Peer(*peer) for peer in (core.self_tuple(), *core.peer_tuples())}
+
+
+def _endpoints(
+    endpoints: list[tuple[str, str, str, dict[str, Any]]], peers: dict[str, Peer]
+) -> tuple[Endpoint, ...]:
+    # One that left between the two questions is left out.
+    return tuple(
+        Endpoint(id, peers[peer_id], shape, qos) for id, peer_id, shape, qos in endpoints if peer_id in peers
+    )
+
+
+def _links(links: list[dict[str, Any]]) -> tuple[Link, ...]:
+    return tuple(_link(**link) for link in links)
+
+
+def _link(*, peer: PeerTuple, **counts: Any) -> Link:
+    return Link(peer=Peer(*peer), **counts)
