@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,13 @@ def vbus_command(*arguments: str) -> list[str]:
 def run(*arguments: str, meeting: str, **options) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VBUS_SHM": meeting}
     return subprocess.run(
-        vbus_command(*arguments), check=False, capture_output=True, text=True, env=environment, timeout=25, **options
+        vbus_command(*arguments),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=25,
+        **options,
     )
 
 
@@ -31,7 +38,15 @@ def test_version_is_that_of_the_package(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["echo"], ["pub", "a/b"], ["pub", "a/b", "1", "--rate", "0"], ["echo", "a", "--count", "0"]]
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["echo"],
+        ["pub", "a/b"],
+        ["pub", "a/b", "1", "--rate", "0"],
+        ["echo", "a", "--count", "0"],
+    ],
 )
 def test_wrong_usage_is_exit_status_2(arguments, capsys):
     assert main(arguments) == 2
@@ -68,7 +83,10 @@ def test_json_of_values():
 
     array = np.arange(4, dtype="f4").reshape(2, 2)
     assert for_json(b"\0\xff") == {"base64": base64.b64encode(b"\0\xff").decode()}
-    assert for_json({"a": array, 1: (1, float("nan"))}) == {"a": {"dtype": "float32", "shape": [2, 2]}, "1": [1, None]}
+    assert for_json({"a": array, 1: (1, float("nan"))}) == {
+        "a": {"dtype": "float32", "shape": [2, 2]},
+        "1": [1, None],
+    }
     assert for_json(array, full=True)["data"] == [[0.0, 1.0], [2.0, 3.0]]
     assert "2x2 float32" in for_people(array)
     assert len(for_people("x" * 10_000)) < 1000 < len(for_people("x" * 10_000, full=True))
@@ -98,17 +116,41 @@ def test_pub_publishes_json_or_text_and_a_file_raw(node, domain, meeting, tmp_pa
     path = tmp_path / "blob"
     path.write_bytes(b"\0\1\2")
     with node.subscriber("a/**") as subscriber:
-        for arguments in (["a/json", '{"x": [1]}'], ["a/text", "hello world"], ["a/file", "--file", str(path)]):
+        for arguments in (
+            ["a/json", '{"x": [1]}'],
+            ["a/text", "hello world"],
+            ["a/file", "--file", str(path)],
+        ):
             done = run("pub", *arguments, "--domain", domain, meeting=meeting)
             assert done.returncode == 0, done.stderr
         done = run("pub", "a/lines", "-", "--domain", domain, meeting=meeting, input="1\ntwo\n")
         assert done.returncode == 0, done.stderr
         samples = [(sample.topic, sample.value) for sample in (subscriber.receive(10) for _ in range(5))]
-    assert samples == [("a/json", {"x": [1]}), ("a/text", "hello world"), ("a/file", b"\0\1\2"), ("a/lines", 1), ("a/lines", "two")]
+    assert samples == [
+        ("a/json", {"x": [1]}),
+        ("a/text", "hello world"),
+        ("a/file", b"\0\1\2"),
+        ("a/lines", 1),
+        ("a/lines", "two"),
+    ]
 
 
 def test_pub_without_a_subscriber_is_fine_and_counts(domain, meeting):
-    done = run("pub", "a/b", "5", "--count", "3", "--rate", "1000", "--wait", "0", "--json", "--domain", domain, meeting=meeting)
+    done = run(
+        "pub",
+        "a/b",
+        "5",
+        "--count",
+        "3",
+        "--rate",
+        "1000",
+        "--wait",
+        "0",
+        "--json",
+        "--domain",
+        domain,
+        meeting=meeting,
+    )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["sequence"] for line in done.stdout.splitlines()] == [0, 1, 2]
 
@@ -117,10 +159,17 @@ def test_echo_shows_samples_as_json(node, domain, meeting):
     with node.publisher("a/b", history=3) as publisher:
         publisher.publish({"x": 1}, headers={"frame": "7"})
         publisher.publish(b"\xff")
-        done = run("echo", "a/*", "--count", "2", "--timeout", "20", "--json", "--domain", domain, meeting=meeting)
+        done = run(
+            "echo", "a/*", "--count", "2", "--timeout", "20", "--json", "--domain", domain, meeting=meeting
+        )
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
-    assert (first["topic"], first["value"], first["sequence"], first["headers"]) == ("a/b", {"x": 1}, 0, {"frame": "7"})
+    assert (first["topic"], first["value"], first["sequence"], first["headers"]) == (
+        "a/b",
+        {"x": 1},
+        0,
+        {"frame": "7"},
+    )
     assert second["value"] == {"base64": "/w=="}
     assert first["source"]["name"] == "tester"
 
@@ -167,4 +216,4 @@ def test_shm_ls_shows_the_living_and_gc_leaves_them(node, meeting):
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["state"] for line in done.stdout.splitlines()] == ["alive"]
     assert run("shm", "gc", meeting=meeting).stdout == ""
-    assert len(os.listdir(meeting)) == 1
+    assert len(list(Path(meeting).iterdir())) == 1

@@ -1,5 +1,6 @@
 """Values to bytes and back, without a bus."""
 
+import contextlib
 import datetime
 import decimal
 import enum
@@ -98,7 +99,7 @@ def trip(type_, value, reader=...):
     return received(type_ if reader is ... else reader, sent(type_, value))
 
 
-NOW = datetime.datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=datetime.timezone.utc)
+NOW = datetime.datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=datetime.UTC)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,19 @@ def test_typed_values_come_back_as_they_were(type_, value):
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 7, -1.5, "text", b"bytes", [1, [2]], {"a": {"b": None}}, {1: "int key"}, {(1, 2): "tuple key"}, NOW],
+    [
+        None,
+        True,
+        7,
+        -1.5,
+        "text",
+        b"bytes",
+        [1, [2]],
+        {"a": {"b": None}},
+        {1: "int key"},
+        {(1, 2): "tuple key"},
+        NOW,
+    ],
 )
 def test_values_without_a_type_come_back_as_they_were(value):
     assert trip(None, value) == value
@@ -295,7 +308,9 @@ def test_a_wrong_value_is_an_encode_error_with_topic_field_and_expectation(type_
         ([1], np.ndarray, None, ["ndarray"]),
     ],
 )
-def test_a_sample_that_does_not_fit_is_a_decode_error_with_topic_field_and_expectation(value, reader, where, words):
+def test_a_sample_that_does_not_fit_is_a_decode_error_with_topic_field_and_expectation(
+    value, reader, where, words
+):
     with pytest.raises(DecodeError) as caught:
         trip(None, value, reader)
     assert (caught.value.topic, caught.value.field) == (TOPIC, where)
@@ -367,10 +382,7 @@ HOSTILE = [
 @pytest.mark.parametrize("meta", [b"", b"5", b"-1", b"x", b"999999999999999999999", b"0"])
 def test_hostile_bytes_are_decode_errors(type_, payload, meta):
     with pytest.raises(DecodeError):
-        value = received(type_, ("msgpack", memoryview(payload), meta))
-        # A damaged timestamp of our own extension type is the only thing that may still be a value.
-        assert value is not None
-        raise DecodeError("it was a value after all")
+        received(type_, ("msgpack", memoryview(payload), meta))
 
 
 @pytest.mark.parametrize(
@@ -406,14 +418,17 @@ def test_hostile_descriptions_of_arrays_are_decode_errors(meta):
 def test_any_bytes_are_a_value_or_a_decode_error(payload, meta):
     for type_ in (None, Detection, Frame, Start | Stop):
         for encoding in ("msgpack", "ndarray", "raw"):
-            try:
+            with contextlib.suppress(DecodeError):
                 received(type_, (encoding, memoryview(payload), meta))
-            except DecodeError:
-                pass
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -451,7 +466,13 @@ def test_a_registered_codec_serves_with_and_without_a_type():
         received(Temperature, ("kelvin", memoryview(b"warm"), b""))
     with pytest.raises(DecodeError):
         received(Temperature, ("raw", memoryview(b"3"), b""))
-    for type_, name in ((Temperature, "celsius"), (Pose, "kelvin"), (Pose, "raw"), (bytes, "mine"), (Pose, "")):
+    for type_, name in (
+        (Temperature, "celsius"),
+        (Pose, "kelvin"),
+        (Pose, "raw"),
+        (bytes, "mine"),
+        (Pose, ""),
+    ):
         with pytest.raises(ConfigError):
             register_codec(type_, name=name, encode=bytes, decode=bytes)
 
@@ -463,7 +484,8 @@ from vbus.codec import codec_for
 for type_ in (None, bytes):
     codec = codec_for(type_, "a/b")
     assert codec.raw and bytes(codec.encoder(b"x")[1][0]) == b"x"
-print(json.dumps([name for name in ("numpy", "msgspec", "msgpack", "typing", "asyncio", "logging", "dataclasses") if name in sys.modules]))
+heavy = ("numpy", "msgspec", "msgpack", "asyncio", "logging", "dataclasses")
+print(json.dumps([name for name in heavy if name in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
-    assert [name for name in json.loads(done.stdout) if name != "typing"] == []
+    assert json.loads(done.stdout) == []

@@ -40,7 +40,9 @@ def test_environment_beats_defaults_and_arguments_beat_the_environment(monkeypat
     assert settings.shm == ("/arg",)
 
 
-@pytest.mark.parametrize(("argv0", "name"), [("/usr/bin/detector.py", "detector"), ("-c", "python"), ("", "python")])
+@pytest.mark.parametrize(
+    ("argv0", "name"), [("/usr/bin/detector.py", "detector"), ("-c", "python"), ("", "python")]
+)
 def test_the_default_name_is_the_program(monkeypatch, argv0, name):
     monkeypatch.setattr("sys.argv", [argv0])
     assert resolve().name == f"{name}-{os.getpid()}"
@@ -166,7 +168,13 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"open": True}, {"peers": ["robot:7000"]}, {"listen": "[::]:7000"}, {"interfaces": ["eth0"]}, {"discovery": ["mdns"]}],
+    [
+        {"open": True},
+        {"peers": ["robot:7000"]},
+        {"listen": "[::]:7000"},
+        {"interfaces": ["eth0"]},
+        {"discovery": ["mdns"]},
+    ],
 )
 def test_what_needs_the_network_says_that_it_is_not_there_yet(arguments):
     with pytest.raises(ConfigError, match="not in this version"):

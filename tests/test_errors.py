@@ -70,7 +70,9 @@ def test_wrong_quality_of_service_is_refused(node, qos):
         vbus.Channel("a/b", **qos)
 
 
-@pytest.mark.parametrize("qos", [{"max_size": 10}, {"priority": 1}, {"block_timeout": 1.0}, {"on_full": "error"}])
+@pytest.mark.parametrize(
+    "qos", [{"max_size": 10}, {"priority": 1}, {"block_timeout": 1.0}, {"on_full": "error"}]
+)
 def test_what_is_the_publishers_alone_is_refused_from_a_subscriber_but_ignored_in_a_channel(node, qos):
     with pytest.raises(vbus.ConfigError):
         node.subscriber("a/b", **qos)

@@ -4,7 +4,7 @@ import datetime
 import enum
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, NotRequired, Optional, TypedDict, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import msgspec
 import numpy as np
@@ -75,7 +75,7 @@ class Colour(enum.Enum):
         (None, ""),
         (int, "int"),
         (Any, "any"),
-        (Optional[int], "int|none"),
+        (int | None, "int|none"),
         (bytes, "bytes"),
         (uuid.UUID, "uuid"),
         (datetime.datetime, "datetime"),

@@ -6,6 +6,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12 on
 
+from .records import Peer
+
 T = TypeVar("T")
 
 __version__: str
@@ -198,7 +200,7 @@ class Sample(Generic[T]):
     @property
     def timestamp_ns(self) -> int: ...
     @property
-    def source(self) -> Any: ...
+    def source(self) -> Peer: ...
     @property
     def encoding(self) -> str: ...
     @property

@@ -3,8 +3,9 @@
 What must be fast (`publish`, `receive`, iteration) is the extension's and is not touched here.
 """
 
-# ruff: noqa: F811, D102
+# ruff: noqa: F811, D102, ASYNC109
 # F811, D102: ruff does not know `overload` by the stand-in that it has here at run time.
+# ASYNC109: a twin has the arguments of its original.
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm, Unpack
 
     from ._vbus import PeerTuple
+    from .aio import Waiters
     from .channel import PublisherQos, SubscriberQos
     from .codec import Codec
+    from .codec.arrays import Array
     from .config import PathText
     from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
 
@@ -151,7 +154,7 @@ class Node:
 
         Quality of service, with defaults: `reliability` "reliable" or "best_effort"; `ordered` True;
         `depth` 64 samples that may wait at one subscriber; `on_full` "block" if reliable, else "drop_oldest"
-        ("drop_newest", "error"); `block_timeout` None, seconds; `history` 0 samples for subscribers that join later;
+        ("drop_newest", "error"); `block_timeout` None, seconds; `history` 0 samples for late subscribers;
         `lifespan` None, seconds; `priority` 4 of 0 (first) to 7; `max_size` 1 GiB.
 
         Returns when it knows the subscriptions of its neighbours. TopicError for a pattern or no topic,
@@ -225,6 +228,7 @@ class Node:
             self._core, topic, shape=codec.shape, raw=codec.raw, decoder=codec.decoder, spin=spin, qos=asked
         )
         subscriber._node = self  # pyright: ignore[reportPrivateUsage]
+        subscriber._waiters = None  # pyright: ignore[reportPrivateUsage]
         self._adopt(subscriber)
         return subscriber
 
@@ -259,6 +263,12 @@ class Node:
         """Wait until `n` peers are connected, `timeout` seconds at most; whether they are."""
         return self._core.wait_for_peers(n, timeout)
 
+    async def wait_for_peers_async(self, n: int = 1, timeout: float | None = None) -> bool:
+        """`wait_for_peers` for asyncio."""
+        from .aio import in_slices
+
+        return await in_slices(lambda seconds: self.wait_for_peers(n, seconds), timeout)
+
     def watch(self) -> NoReturn:
         """Not in this version."""
         raise not_yet("watching the domain")
@@ -289,6 +299,12 @@ class Node:
                 endpoint.close()
         self._log.drain()
 
+    async def close_async(self, linger: float = 2.0) -> None:
+        """`close` for asyncio; a cancellation does not stop the closing."""
+        import asyncio
+
+        await asyncio.shield(asyncio.to_thread(self.close, linger))
+
     def __enter__(self) -> Self:
         return self
 
@@ -296,6 +312,14 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close_async()
 
     def __repr__(self) -> str:
         return f"<vbus.Node {self.name!r} in {self.domain!r}>"
@@ -350,6 +374,22 @@ class Publisher(CorePublisher[T]):
         self._check_lends("ndarray")
         return ArrayLoan(self, shape, dtype, headers)
 
+    async def publish_async(self, value: T, *, headers: Mapping[str, str] | None = None) -> int:
+        """Not in this version."""
+        raise not_yet("publish_async()")
+
+    async def flush_async(self, timeout: float | None = None) -> bool:
+        """`flush` for asyncio."""
+        from .aio import in_slices
+
+        return await in_slices(self.flush, timeout)
+
+    async def wait_for_subscribers_async(self, n: int = 1, timeout: float | None = None) -> bool:
+        """`wait_for_subscribers` for asyncio."""
+        from .aio import in_slices
+
+        return await in_slices(lambda seconds: self.wait_for_subscribers(n, seconds), timeout)
+
     def stats(self) -> PublisherStats:
         """Counts of this publisher; still works after close()."""
         from .reports import publisher_stats
@@ -360,6 +400,14 @@ class Publisher(CorePublisher[T]):
         return self
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
@@ -385,9 +433,38 @@ class Subscriber(CoreSubscriber[T]):
     it also closes when nothing refers to it.
     """
 
-    __slots__ = ("__weakref__", "_node")
+    __slots__ = ("__weakref__", "_node", "_waiters")
 
     _node: Node
+    _waiters: Waiters | None
+
+    async def receive_async(self, timeout: float | None = None) -> Sample[T]:
+        """`receive` for asyncio; cancelling it never loses a sample."""
+        from .aio import receive
+
+        return await receive(self, self._waiters_of_all_loops(), timeout)
+
+    async def receive_many_async(
+        self, max: int | None = None, timeout: float | None = None
+    ) -> list[Sample[T]]:
+        """`receive_many` for asyncio; cancelling it never loses a sample."""
+        from .aio import receive_many
+
+        return await receive_many(self, self._waiters_of_all_loops(), max, timeout)
+
+    async def wait_for_publishers_async(self, n: int = 1, timeout: float | None = None) -> bool:
+        """`wait_for_publishers` for asyncio."""
+        from .aio import in_slices
+
+        return await in_slices(lambda seconds: self.wait_for_publishers(n, seconds), timeout)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sample[T]:
+        from .aio import next_of
+
+        return await next_of(self, self._waiters_of_all_loops())
 
     def stats(self) -> SubscriberStats:
         """Counts of this subscriber; still works after close()."""
@@ -403,11 +480,26 @@ class Subscriber(CoreSubscriber[T]):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def __repr__(self) -> str:
         return f"<vbus.Subscriber to {self.topic!r}>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Subscriber cannot be pickled; open a node in the worker")
+
+    def _waiters_of_all_loops(self) -> Waiters:
+        if self._waiters is None:
+            from .aio import Waiters
+
+            self._waiters = Waiters()
+        return self._waiters
 
 
 class ArrayLoan:
@@ -427,10 +519,10 @@ class ArrayLoan:
         self._shape = shape
         self._dtype = dtype
         self._headers = headers
-        self._array: numpy.ndarray[Any, Any] | None = None
+        self._array: Array | None = None
         self._loan: Loan | None = None
 
-    def __enter__(self) -> numpy.ndarray[Any, Any]:
+    def __enter__(self) -> Array:
         from .codec.loans import loan_array
 
         self._loan, self._array = loan_array(self._publisher, self._shape, self._dtype, self._headers)

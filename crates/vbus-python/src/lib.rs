@@ -1,6 +1,30 @@
-//! The Python binding.
+//! The Python binding of vbus: every function takes, calls and converts.
+
+mod convert;
+mod errors;
+mod loan;
+mod node;
+mod publisher;
+mod sample;
+mod subscriber;
+mod waiting;
+
 use pyo3::prelude::*;
-#[pymodule]
-fn _vbus(_m: &Bound<'_, PyModule>) -> PyResult<()> {
+
+/// What Python imports as `vbus._vbus`.
+#[pymodule(gil_used = false)]
+fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    errors::add_to(module)?;
+    module.add_class::<node::Node>()?;
+    module.add_class::<publisher::Publisher>()?;
+    module.add_class::<loan::Loan>()?;
+    module.add_class::<subscriber::Subscriber>()?;
+    module.add_class::<sample::Sample>()?;
+    module.add_function(wrap_pyfunction!(convert::check_topic, module)?)?;
+    module.add_function(wrap_pyfunction!(convert::check_qos, module)?)?;
+    module.add_function(wrap_pyfunction!(convert::shapes_agree, module)?)?;
+    module.add_function(wrap_pyfunction!(node::meeting_list, module)?)?;
+    module.add_function(wrap_pyfunction!(node::meeting_collect, module)?)?;
     Ok(())
 }

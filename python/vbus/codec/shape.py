@@ -516,6 +516,10 @@ class _Analysis:
         if origin is typing.Literal:
             return OneOf({_member(value): value for value in arguments}, None)
         cls = origin or type_
+        try:
+            hash(cls)
+        except TypeError:
+            raise self.refused(type_) from None
         if (array := _array_kind(cls, arguments)) is not None:
             return array
         if cls in _LISTS:

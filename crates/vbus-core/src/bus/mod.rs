@@ -19,7 +19,7 @@ pub mod topic;
 
 pub use node::{Finding, Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
 pub use pair::PeerInfo;
-pub use publisher::{Blocked, Loan, PublishError, Publisher};
+pub use publisher::{Blocked, Kept, Loan, PublishError, Publisher};
 pub use secret::{Secret, SecretError};
 pub use stats::{LinkStats, NodeStats, PublisherStats, SubscriberStats, named as named_drops};
-pub use subscriber::{Sample, Subscriber, WaitOutcome};
+pub use subscriber::{Closed, Sample, Source, Subscriber, WaitOutcome};

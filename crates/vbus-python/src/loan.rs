@@ -1,0 +1,174 @@
+//! `Loan`: memory of the bus to build a sample in.
+
+use std::ffi::c_int;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyAny, PyMemoryView};
+use vbus_core::bus;
+
+use crate::publisher::Door;
+
+/// Memory borrowed from the bus.
+#[pyclass(frozen, module = "vbus._vbus")]
+pub(crate) struct Loan {
+    door: Arc<Door>,
+    shared: Arc<Shared>,
+    /// Views that were given out: released when the loan ends.
+    views: Mutex<Vec<Py<PyAny>>>,
+    nbytes: usize,
+}
+
+/// What the loan and its views have in common.
+struct Shared {
+    state: Mutex<State>,
+}
+
+struct State {
+    loan: Option<bus::Loan>,
+    /// Published while views still lead into it: not used again before they are gone.
+    kept: Option<bus::Kept>,
+    exports: usize,
+}
+
+// SAFETY: nothing in it belongs to a thread; the slot's memory is reached through the loan alone.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a view of the loan's memory refers to.
+#[pyclass(frozen)]
+struct LoanMemory {
+    shared: Arc<Shared>,
+}
+
+#[pymethods]
+impl LoanMemory {
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let mut state = slf.get().shared.lock();
+        let Some(loan) = &state.loan else {
+            return Err(PyBufferError::new_err("the loan is over"));
+        };
+        // SAFETY: Python gives a valid view; the memory stays while exports are counted.
+        let failed = unsafe {
+            let start = loan.as_mut_ptr().cast();
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, loan.len() as isize, 0, flags)
+        };
+        if failed != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        state.exports += 1;
+        Ok(())
+    }
+
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        let mut state = self.shared.lock();
+        state.exports -= 1;
+        if state.exports == 0 {
+            state.kept = None;
+        }
+    }
+}
+
+impl Loan {
+    pub(crate) fn new(door: Arc<Door>, loan: bus::Loan) -> Self {
+        let nbytes = loan.len();
+        let state = Mutex::new(State { loan: Some(loan), kept: None, exports: 0 });
+        Self { door, shared: Arc::new(Shared { state }), views: Mutex::default(), nbytes }
+    }
+
+    /// Releases the views that were given out; those that others were made from stay, and keep the memory.
+    fn release_views(&self, py: Python<'_>) {
+        let views = std::mem::take(&mut *self.views.lock().unwrap_or_else(PoisonError::into_inner));
+        for view in views {
+            let _ = view.call_method0(py, "release");
+        }
+    }
+
+    fn over() -> PyErr {
+        PyValueError::new_err("the loan was published or discarded already; loan again")
+    }
+}
+
+#[pymethods]
+impl Loan {
+    #[getter]
+    fn buffer<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if self.shared.lock().loan.is_none() {
+            return Err(Self::over());
+        }
+        let memory = Bound::new(py, LoanMemory { shared: Arc::clone(&self.shared) })?;
+        let view = PyMemoryView::from(memory.as_any())?.into_any();
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).push(view.clone().unbind());
+        Ok(view)
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.shared.lock().loan.as_ref().map_or(self.nbytes, bus::Loan::len)
+    }
+
+    fn truncate(&self, n: i64) -> PyResult<()> {
+        let mut state = self.shared.lock();
+        let loan = state.loan.as_mut().ok_or_else(Self::over)?;
+        let len = loan.len();
+        let shorter = usize::try_from(n).ok().filter(|&n| n <= len);
+        let Some(shorter) = shorter else {
+            return Err(PyValueError::new_err(format!("a loan of {len} bytes cannot be truncated to {n}")));
+        };
+        loan.truncate(shorter);
+        Ok(())
+    }
+
+    fn publish(&self, py: Python<'_>) -> PyResult<u64> {
+        // Taken out, so that the lock is not held while the publisher waits.
+        let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
+        let published = self.door.publish(py, &loan);
+        if published.is_err() {
+            self.shared.lock().loan = Some(loan);
+            return published;
+        }
+        self.release_views(py);
+        let mut state = self.shared.lock();
+        if state.exports > 0 {
+            state.kept = loan.keep();
+        }
+        drop(state);
+        drop(loan);
+        published
+    }
+
+    fn discard(&self, py: Python<'_>) {
+        let Some(loan) = self.shared.lock().loan.take() else { return };
+        self.release_views(py);
+        let mut state = self.shared.lock();
+        if state.exports > 0 {
+            state.kept = loan.keep();
+        }
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        if !kind.is_none() {
+            self.discard(py);
+        } else if self.shared.lock().loan.is_some() {
+            self.publish(py)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! `Node`.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use vbus_core::base::fork::Generation;
+use vbus_core::base::notice::Level;
+use vbus_core::bus::{NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
+use vbus_core::shm::meeting;
+
+use crate::convert::{dropped_dict, peer_tuple, qos_dict};
+use crate::errors::{self, Kind, from_node, plain};
+use crate::waiting::{count_from, deadline_from, wait_in_steps};
+
+/// A participant of one domain.
+#[pyclass(frozen, subclass, module = "vbus._vbus", weakref)]
+pub(crate) struct Node {
+    inner: vbus_core::Node,
+    pub(crate) make_peer: Py<PyAny>,
+    born: Generation,
+}
+
+impl Node {
+    /// The node, unless this is the child of a fork.
+    pub(crate) fn inner(&self, py: Python<'_>) -> PyResult<&vbus_core::Node> {
+        if self.born.is_current() { Ok(&self.inner) } else { Err(errors::forked(py, "node")) }
+    }
+}
+
+#[pymethods]
+impl Node {
+    #[new]
+    #[pyo3(signature = (*, name, domain, secret, shm, shm_required, memory, make_peer))]
+    #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        py: Python<'_>,
+        name: String,
+        domain: String,
+        secret: Option<Vec<u8>>,
+        shm: Vec<PathBuf>,
+        shm_required: bool,
+        memory: u64,
+        make_peer: Py<PyAny>,
+    ) -> PyResult<Self> {
+        let opened = py.detach(|| {
+            let secret = secret
+                .map(|secret| Secret::new(&secret))
+                .transpose()
+                .map_err(|e| (Kind::Config, e.to_string()))?;
+            let release = env!("CARGO_PKG_VERSION").to_owned();
+            let config = NodeConfig {
+                name,
+                domain,
+                secret,
+                directories: shm,
+                required: shm_required,
+                memory,
+                release,
+            };
+            vbus_core::Node::open(config).map_err(|e| (Kind::SharedMemory, e.to_string()))
+        });
+        let inner = opened.map_err(|(kind, message)| plain(py, kind, &message))?;
+        Ok(Self { inner, make_peer, born: Generation::now() })
+    }
+
+    #[getter]
+    fn id(&self) -> String {
+        self.inner.info().id.to_string()
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        &self.inner.info().name
+    }
+
+    #[getter]
+    fn domain(&self) -> &str {
+        self.inner.domain()
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.is_closed())
+    }
+
+    #[getter]
+    fn memory(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.inner(py)?.memory())
+    }
+
+    fn self_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        peer_tuple(py, self.inner(py)?.info())
+    }
+
+    fn peer_tuples<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let peers = self.open(py)?.peers();
+        let tuples: Vec<_> = peers.iter().map(|peer| peer_tuple(py, peer)).collect::<PyResult<_>>()?;
+        PyList::new(py, tuples)
+    }
+
+    #[pyo3(signature = (n=1, timeout=None))]
+    fn wait_for_peers(&self, py: Python<'_>, n: i64, timeout: Option<f64>) -> PyResult<bool> {
+        let (n, deadline, inner) = (count_from(n)?, deadline_from(timeout)?, self.inner(py)?);
+        let enough = wait_in_steps(py, deadline, |step| inner.is_closed() || inner.wait_for_peers(n, step))?;
+        if enough {
+            self.open(py)?;
+        }
+        Ok(enough)
+    }
+
+    fn topic_dicts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let topics = self.open(py)?.topics();
+        PyList::new(py, topics.iter().map(|topic| topic_dict(py, topic)).collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner(py)?.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("peers", stats.peers)?;
+        dict.set_item("published", stats.published)?;
+        dict.set_item("delivered", stats.delivered)?;
+        dict.set_item("dropped", dropped_dict(py, &stats.dropped)?)?;
+        dict.set_item("lost", stats.lost)?;
+        dict.set_item("bytes_sent", stats.bytes_sent)?;
+        dict.set_item("bytes_received", stats.bytes_received)?;
+        dict.set_item("memory", stats.memory)?;
+        Ok(dict)
+    }
+
+    #[allow(clippy::type_complexity, reason = "a plain tuple for Python")]
+    fn findings(
+        &self,
+        py: Python<'_>,
+    ) -> PyResult<Vec<(String, Option<String>, &'static str, &'static str, String, String)>> {
+        let findings = self.open(py)?.findings();
+        Ok(findings.into_iter().map(|it| (it.peer, None, "shm", it.verdict, it.reason, it.remedy)).collect())
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn wait_notices(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Vec<(&'static str, String)>> {
+        let deadline = deadline_from(timeout)?;
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+        let inner = self.inner(py)?;
+        let notices = py.detach(|| inner.take_notices(timeout)).unwrap_or_default();
+        let level = |level| match level {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warning => "warning",
+        };
+        Ok(notices.into_iter().map(|notice| (level(notice.level), notice.text)).collect())
+    }
+
+    #[pyo3(signature = (linger=2.0))]
+    fn close(&self, py: Python<'_>, linger: f64) {
+        // In shared memory everything published is with its subscribers already: nothing lingers.
+        let _ = Duration::try_from_secs_f64(linger);
+        if self.born.is_current() {
+            py.detach(|| self.inner.close());
+        }
+    }
+}
+
+impl Node {
+    /// The node, if it is open.
+    fn open(&self, py: Python<'_>) -> PyResult<&vbus_core::Node> {
+        let inner = self.inner(py)?;
+        if inner.is_closed() {
+            let name = inner.info().name.clone();
+            return Err(from_node(py, &vbus_core::bus::NodeError::Closed { name }));
+        }
+        Ok(inner)
+    }
+}
+
+fn topic_dict<'py>(py: Python<'py>, topic: &TopicEntry) -> PyResult<Bound<'py, PyDict>> {
+    let points = |points: &[TopicPoint]| -> PyResult<Bound<'py, PyList>> {
+        let tuples = points.iter().map(|its| {
+            let peer = peer_tuple(py, &its.peer)?;
+            (its.id.to_string(), peer, its.shape.as_str(), qos_dict(py, &its.qos)?).into_pyobject(py)
+        });
+        PyList::new(py, tuples.collect::<PyResult<Vec<_>>>()?)
+    };
+    let mismatch = |its: &TopicMismatch| {
+        let (publisher, subscriber) = (its.publisher.to_string(), its.subscriber.to_string());
+        (publisher, subscriber, its.field.clone(), its.offered.clone(), its.asked.clone())
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("topic", &topic.topic)?;
+    dict.set_item("shape", topic.publishers.first().map_or("", |its| its.shape.as_str()))?;
+    dict.set_item("encoding", "")?;
+    dict.set_item("publishers", points(&topic.publishers)?)?;
+    dict.set_item("subscribers", points(&topic.subscribers)?)?;
+    dict.set_item("rate", topic.rate)?;
+    dict.set_item("bytes_per_second", topic.bytes_per_second)?;
+    dict.set_item("mismatches", topic.mismatches.iter().map(mismatch).collect::<Vec<_>>())?;
+    Ok(dict)
+}
+
+/// Sockets in a meeting directory, and how they stand.
+#[pyfunction]
+pub(crate) fn meeting_list(py: Python<'_>, directory: PathBuf) -> PyResult<Vec<(PathBuf, &'static str)>> {
+    let found = py.detach(|| meeting::inspect(&directory, SystemTime::now()));
+    let found = found.map_err(|error| plain(py, Kind::SharedMemory, &error.to_string()))?;
+    let state = |state| match state {
+        meeting::State::Alive => "alive",
+        meeting::State::Stale => "stale",
+        meeting::State::Foreign => "foreign",
+    };
+    Ok(found.into_iter().map(|(path, its)| (path, state(its))).collect())
+}
+
+/// Removes the stale sockets that may be removed.
+#[pyfunction]
+pub(crate) fn meeting_collect(py: Python<'_>, directory: PathBuf) -> PyResult<Vec<PathBuf>> {
+    py.detach(|| meeting::collect_all(&directory, SystemTime::now()))
+        .map_err(|error| plain(py, Kind::SharedMemory, &error.to_string()))
+}

@@ -1,0 +1,361 @@
+//! `Publisher`.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMapping, PyMemoryView, PyString};
+use pyo3::{ffi, intern};
+use vbus_core::base::fork::Generation;
+use vbus_core::bus::meta::{Encoding, Meta};
+use vbus_core::bus::{self, Blocked, PublishError, WaitOutcome};
+
+use crate::convert::{dropped_dict, link_dict, qos_from};
+use crate::errors::{self, Details, Kind, from_node, from_publish, raise};
+use crate::loan::Loan;
+use crate::node::Node;
+use crate::waiting::{count_from, deadline_from, wait_in_steps, wait_interruptibly};
+
+/// From this size on, a payload is copied without the GIL.
+const COPY_WITHOUT_GIL: usize = 64 << 10;
+
+/// Publishes values on one topic.
+#[pyclass(frozen, subclass, generic, module = "vbus._vbus")]
+pub(crate) struct Publisher {
+    door: Arc<Door>,
+    encoder: Py<PyAny>,
+    raw: bool,
+    _node: Py<Node>,
+}
+
+/// The publisher of the core, and what a loan needs of it.
+pub(crate) struct Door {
+    inner: bus::Publisher,
+    born: Generation,
+}
+
+impl Door {
+    /// The publisher, unless this is the child of a fork.
+    fn get(&self, py: Python<'_>) -> PyResult<&bus::Publisher> {
+        if self.born.is_current() { Ok(&self.inner) } else { Err(errors::forked(py, "publisher")) }
+    }
+
+    fn error(&self, py: Python<'_>, error: &PublishError) -> PyErr {
+        from_publish(py, self.inner.topic(), error)
+    }
+
+    /// Tries `attempt` until it is not blocked any more, as the contract says.
+    fn persist<T>(
+        &self,
+        py: Python<'_>,
+        mut attempt: impl FnMut(&bus::Publisher) -> Result<Result<T, Blocked>, PublishError>,
+    ) -> PyResult<T> {
+        let inner = self.get(py)?;
+        let mut blocked = match attempt(inner).map_err(|error| self.error(py, &error))? {
+            Ok(done) => return Ok(done),
+            Err(blocked) => blocked,
+        };
+        let since = Instant::now();
+        let deadline = inner.offer().block_timeout.and_then(|time| since.checked_add(time));
+        let result = loop {
+            if let Err(error) = inner.may_wait(&blocked) {
+                break Err(self.error(py, &error));
+            }
+            if let Err(error) = self.wait(py, &blocked, since, deadline) {
+                break Err(error);
+            }
+            match attempt(inner).map_err(|error| self.error(py, &error)) {
+                Ok(Ok(done)) => break Ok(done),
+                Ok(Err(again)) => blocked = again,
+                Err(error) => break Err(error),
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let waited = since.elapsed().as_secs_f64();
+                break Err(self.error(py, &PublishError::Timeout { blocked, waited }));
+            }
+        };
+        inner.count_blocked(since.elapsed());
+        result
+    }
+
+    fn wait(
+        &self,
+        py: Python<'_>,
+        blocked: &Blocked,
+        since: Instant,
+        deadline: Option<Instant>,
+    ) -> PyResult<()> {
+        if py.detach(|| self.inner.look_for_room(blocked)) {
+            return Ok(());
+        }
+        wait_interruptibly(py, |mask| self.inner.wait_for_room(blocked, since, deadline, Some(mask)))
+            .map(|_: WaitOutcome| ())
+    }
+
+    /// A loan, waited for if the contract says so.
+    pub(crate) fn loan(
+        &self,
+        py: Python<'_>,
+        len: usize,
+        encoding: &Encoding,
+        meta: &Meta,
+    ) -> PyResult<bus::Loan> {
+        self.persist(py, |inner| inner.try_loan(len, encoding.clone(), meta))
+    }
+
+    /// Publishes a loan, waited for if the contract says so.
+    pub(crate) fn publish(&self, py: Python<'_>, loan: &bus::Loan) -> PyResult<u64> {
+        self.persist(py, |inner| inner.try_publish(loan, wall_clock_ns()))
+    }
+
+    fn publish_bytes(&self, py: Python<'_>, bytes: &[u8], meta: &Meta) -> PyResult<u64> {
+        let mut loan = self.loan(py, bytes.len(), &Encoding::Raw, meta)?;
+        copy(py, &mut loan, 0, bytes);
+        self.publish(py, &loan)
+    }
+}
+
+#[pymethods]
+impl Publisher {
+    #[new]
+    #[pyo3(signature = (node, topic, *, shape, raw, encoder, qos))]
+    fn new(
+        py: Python<'_>,
+        node: Bound<'_, Node>,
+        topic: &str,
+        shape: &str,
+        raw: bool,
+        encoder: Py<PyAny>,
+        qos: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let qos = qos_from(qos, true)?;
+        let inner = node.get().inner(py)?;
+        let inner =
+            py.detach(|| inner.publisher(topic, shape, qos)).map_err(|error| from_node(py, &error))?;
+        let door = Arc::new(Door { inner, born: Generation::now() });
+        Ok(Self { door, encoder, raw, _node: node.unbind() })
+    }
+
+    #[getter]
+    fn id(&self) -> String {
+        self.door.inner.id().to_string()
+    }
+
+    #[getter]
+    fn topic(&self) -> &str {
+        self.door.inner.topic()
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.door.get(py)?.is_closed())
+    }
+
+    #[getter]
+    fn subscribers(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.door.get(py)?.subscribers())
+    }
+
+    #[pyo3(signature = (value, *, headers=None))]
+    fn publish(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        headers: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let mut meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
+        if self.raw {
+            if let Ok(bytes) = value.cast::<PyBytes>() {
+                return self.door.publish_bytes(py, bytes.as_bytes(), &meta);
+            }
+            if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
+                && let Some(buffer) = Buffer::contiguous(value)
+            {
+                return self.door.publish_bytes(py, buffer.bytes(), &meta);
+            }
+        }
+        self.door.get(py)?;
+        let encoded =
+            self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))?;
+        let (name, buffers, codec): (String, Vec<Bound<'_, PyAny>>, Vec<u8>) = encoded.extract()?;
+        meta.codec = codec;
+        self.publish_parts(py, &Encoding::from_name(&name), &buffers, &meta)
+    }
+
+    fn raw_loan(
+        &self,
+        py: Python<'_>,
+        nbytes: i64,
+        headers: Option<&Bound<'_, PyAny>>,
+        encoding: &str,
+        meta: Vec<u8>,
+    ) -> PyResult<Loan> {
+        let meta = Meta { codec: meta, headers: self.headers_from(headers)? };
+        let len = usize::try_from(nbytes).map_err(|_| {
+            pyo3::exceptions::PyValueError::new_err(format!("nbytes is {nbytes}; a loan has 0 bytes or more"))
+        })?;
+        let loan = self.door.loan(py, len, &Encoding::from_name(encoding), &meta)?;
+        Ok(Loan::new(Arc::clone(&self.door), loan))
+    }
+
+    #[pyo3(signature = (n=1, timeout=None))]
+    fn wait_for_subscribers(&self, py: Python<'_>, n: i64, timeout: Option<f64>) -> PyResult<bool> {
+        let (n, deadline, inner) = (count_from(n)?, deadline_from(timeout)?, self.door.get(py)?);
+        self.open(py)?;
+        let enough =
+            wait_in_steps(py, deadline, |step| inner.wait_for_subscribers(n, step) || inner.is_closed())?;
+        self.open(py)?;
+        Ok(enough)
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        deadline_from(timeout)?;
+        self.open(py)?;
+        Ok(self.door.inner.is_flushed())
+    }
+
+    fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.door.get(py)?.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("topic", self.topic())?;
+        dict.set_item("published", stats.published)?;
+        dict.set_item("bytes", stats.bytes)?;
+        dict.set_item("dropped", dropped_dict(py, &stats.dropped)?)?;
+        dict.set_item("lost", stats.lost)?;
+        dict.set_item("waiting", stats.waiting)?;
+        dict.set_item("held", stats.held)?;
+        dict.set_item("blocked_seconds", stats.blocked.as_secs_f64())?;
+        let links = stats.links.iter().map(|link| link_dict(py, link)).collect::<PyResult<Vec<_>>>()?;
+        dict.set_item("links", links)?;
+        Ok(dict)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        if self.door.born.is_current() {
+            py.detach(|| self.door.inner.close());
+        }
+    }
+}
+
+impl Publisher {
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        if self.door.get(py)?.is_closed() {
+            let topic = self.topic().to_owned();
+            return Err(self.door.error(py, &PublishError::Closed { topic }));
+        }
+        Ok(())
+    }
+
+    fn publish_parts(
+        &self,
+        py: Python<'_>,
+        encoding: &Encoding,
+        parts: &[Bound<'_, PyAny>],
+        meta: &Meta,
+    ) -> PyResult<u64> {
+        let mut buffers = Vec::with_capacity(parts.len());
+        for part in parts {
+            buffers.push(Buffer::get(part)?);
+        }
+        let len = buffers.iter().map(|buffer| buffer.bytes().len()).sum();
+        let mut loan = self.door.loan(py, len, encoding, meta)?;
+        let mut at = 0;
+        for buffer in &buffers {
+            copy(py, &mut loan, at, buffer.bytes());
+            at += buffer.bytes().len();
+        }
+        self.door.publish(py, &loan)
+    }
+
+    fn headers_from(&self, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<(String, String)>> {
+        let Some(headers) = headers else { return Ok(Vec::new()) };
+        let refuse = |what: String| {
+            let message = format!("headers {what}; give a mapping of str to str");
+            let details = Details { topic: Some(self.topic()), field: Some("headers"), ..Details::default() };
+            raise(headers.py(), Kind::Encode, &message, &details)
+        };
+        let mapping =
+            headers.cast::<PyMapping>().map_err(|_| refuse(format!("are of type {}", type_name(headers))))?;
+        let mut pairs = Vec::new();
+        for item in mapping.items()?.iter() {
+            let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+            let (Ok(key), Ok(value)) = (key.cast::<PyString>(), value.cast::<PyString>()) else {
+                return Err(refuse(format!("have {}: {}", type_name(&key), type_name(&value))));
+            };
+            let text = |text: &Bound<'_, PyString>| {
+                text.to_str().map(str::to_owned).map_err(|_| refuse("have a text that is no UTF-8".into()))
+            };
+            pairs.push((text(key)?, text(value)?));
+        }
+        Ok(pairs)
+    }
+
+    /// An error of the encoder gets the topic.
+    fn name_topic(&self, py: Python<'_>, error: &PyErr) {
+        let value = error.value(py);
+        let attribute = intern!(py, "topic");
+        if value.getattr(attribute).is_ok_and(|topic| topic.is_none()) {
+            let _ = value.setattr(attribute, self.topic());
+        }
+    }
+}
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string())
+}
+
+/// Copies bytes into a loan, without the GIL if there are many.
+fn copy(py: Python<'_>, loan: &mut bus::Loan, at: usize, bytes: &[u8]) {
+    if bytes.len() < COPY_WITHOUT_GIL {
+        loan.write(at, bytes);
+    } else {
+        py.detach(|| loan.write(at, bytes));
+    }
+}
+
+/// The wall clock, `time.time_ns()`.
+fn wall_clock_ns() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+/// The bytes of an object, exported for as long as this lives.
+struct Buffer<'py> {
+    view: Box<ffi::Py_buffer>,
+    _py: Python<'py>,
+}
+
+impl<'py> Buffer<'py> {
+    /// The contiguous bytes of `value`, or the BufferError that it raises.
+    fn get(value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // SAFETY: the GIL is held, `view` is ours and stays where it is; it is released in `drop`.
+        let failed = unsafe { ffi::PyObject_GetBuffer(value.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) };
+        if failed != 0 {
+            std::mem::forget(view);
+            return Err(PyErr::fetch(value.py()));
+        }
+        Ok(Self { view, _py: value.py() })
+    }
+
+    /// The same, or nothing.
+    fn contiguous(value: &Bound<'py, PyAny>) -> Option<Self> {
+        Self::get(value).ok()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.view.len == 0 {
+            return &[];
+        }
+        // SAFETY: the export keeps `len` bytes there. Another thread may write them meanwhile, which gives
+        // a mixed copy, as `bytes()` of the same object would.
+        unsafe { std::slice::from_raw_parts(self.view.buf.cast::<u8>(), self.view.len as usize) }
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        // SAFETY: filled by `get`, released once, with the GIL.
+        unsafe { ffi::PyBuffer_Release(&mut *self.view) };
+    }
+}

@@ -1,0 +1,201 @@
+//! `Subscriber`.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vbus_core::base::fork::Generation;
+use vbus_core::bus;
+
+use crate::convert::{dropped_dict, link_dict, qos_from};
+use crate::errors::{self, Details, Kind, closed_subscriber, from_node, raise};
+use crate::node::Node;
+use crate::sample::{Reading, Sample};
+use crate::waiting::{count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
+
+/// Receives samples of the topics that match.
+#[pyclass(frozen, subclass, generic, module = "vbus._vbus")]
+pub(crate) struct Subscriber {
+    inner: bus::Subscriber,
+    reading: Arc<Reading>,
+    born: Generation,
+    _node: Py<Node>,
+}
+
+impl Subscriber {
+    /// The subscriber, unless this is the child of a fork.
+    fn inner(&self, py: Python<'_>) -> PyResult<&bus::Subscriber> {
+        if self.born.is_current() { Ok(&self.inner) } else { Err(errors::forked(py, "subscriber")) }
+    }
+
+    fn closed_error(&self, py: Python<'_>) -> PyErr {
+        closed_subscriber(py, self.inner.pattern())
+    }
+
+    /// Takes with `take` until it gives something; waits in between.
+    fn persist<T>(
+        &self,
+        py: Python<'_>,
+        timeout: Option<f64>,
+        take: impl Fn(&bus::Subscriber) -> Result<Option<T>, bus::Closed>,
+    ) -> PyResult<T> {
+        let inner = self.inner(py)?;
+        let try_take = || take(inner).map_err(|bus::Closed| self.closed_error(py));
+        if let Some(found) = try_take()? {
+            return Ok(found);
+        }
+        let deadline = deadline_from(timeout)?;
+        loop {
+            if is_over(deadline) {
+                return Err(self.timeout_error(py, timeout));
+            }
+            if !py.detach(|| inner.look(deadline)) {
+                wait_interruptibly(py, |mask| inner.wait(deadline, Some(mask)))?;
+            }
+            if let Some(found) = try_take()? {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn timeout_error(&self, py: Python<'_>, timeout: Option<f64>) -> PyErr {
+        let topic = self.inner.pattern();
+        let message = format!(
+            "no sample on {topic:?} in {} s, from {} publishers; is anything published?",
+            timeout.unwrap_or_default(),
+            self.inner.publishers()
+        );
+        raise(py, Kind::Timeout, &message, &Details { topic: Some(topic), ..Details::default() })
+    }
+
+    fn receive_one(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Sample> {
+        let sample = self.persist(py, timeout, bus::Subscriber::try_receive)?;
+        Ok(Sample::new(sample, &self.reading))
+    }
+}
+
+#[pymethods]
+impl Subscriber {
+    #[new]
+    #[pyo3(signature = (node, topic, *, shape, raw, decoder, spin, qos))]
+    #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        py: Python<'_>,
+        node: Bound<'_, Node>,
+        topic: &str,
+        shape: &str,
+        raw: bool,
+        decoder: Py<PyAny>,
+        spin: Option<f64>,
+        qos: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let qos = qos_from(qos, false)?;
+        let spin = spin
+            .map(|spin| {
+                Duration::try_from_secs_f64(spin).map_err(|_| {
+                    PyValueError::new_err(format!("spin is {spin}; give seconds from 0, or None"))
+                })
+            })
+            .transpose()?;
+        let core = node.get().inner(py)?;
+        let inner =
+            py.detach(|| core.subscriber(topic, shape, qos, spin)).map_err(|error| from_node(py, &error))?;
+        let make_peer = node.get().make_peer.clone_ref(py);
+        let reading = Arc::new(Reading { decoder, raw, make_peer });
+        Ok(Self { inner, reading, born: Generation::now(), _node: node.unbind() })
+    }
+
+    #[getter]
+    fn id(&self) -> String {
+        self.inner.id().to_string()
+    }
+
+    #[getter]
+    fn topic(&self) -> &str {
+        self.inner.pattern()
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.inner(py)?.is_closed())
+    }
+
+    #[getter]
+    fn publishers(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.inner(py)?.publishers())
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn receive(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Sample> {
+        self.receive_one(py, timeout)
+    }
+
+    fn receive_nowait(&self, py: Python<'_>) -> PyResult<Option<Sample>> {
+        let found = self.inner(py)?.try_receive().map_err(|bus::Closed| self.closed_error(py))?;
+        Ok(found.map(|sample| Sample::new(sample, &self.reading)))
+    }
+
+    #[pyo3(signature = (max=None, timeout=None))]
+    fn receive_many(&self, py: Python<'_>, max: Option<i64>, timeout: Option<f64>) -> PyResult<Vec<Sample>> {
+        let most = match max {
+            None => usize::MAX,
+            Some(max) => usize::try_from(max).ok().filter(|&max| max >= 1).ok_or_else(|| {
+                PyValueError::new_err(format!("max is {max}; give 1 or more, or None for all that wait"))
+            })?,
+        };
+        let take = |inner: &bus::Subscriber| {
+            let samples = inner.try_receive_many(most)?;
+            Ok(if samples.is_empty() { None } else { Some(samples) })
+        };
+        let samples = self.persist(py, timeout, take)?;
+        Ok(samples.into_iter().map(|sample| Sample::new(sample, &self.reading)).collect())
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Sample>> {
+        match self.receive_one(py, None) {
+            Err(_) if self.inner(py)?.is_closed() => Ok(None),
+            received => received.map(Some),
+        }
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        Ok(self.inner(py)?.fileno())
+    }
+
+    #[pyo3(signature = (n=1, timeout=None))]
+    fn wait_for_publishers(&self, py: Python<'_>, n: i64, timeout: Option<f64>) -> PyResult<bool> {
+        let (n, deadline, inner) = (count_from(n)?, deadline_from(timeout)?, self.inner(py)?);
+        let enough =
+            wait_in_steps(py, deadline, |step| inner.wait_for_publishers(n, step) || inner.is_closed())?;
+        if inner.is_closed() { Err(self.closed_error(py)) } else { Ok(enough) }
+    }
+
+    fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner(py)?.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("topic", self.topic())?;
+        dict.set_item("sent", stats.sent)?;
+        dict.set_item("delivered", stats.delivered)?;
+        dict.set_item("waiting", stats.waiting)?;
+        dict.set_item("held", stats.held)?;
+        dict.set_item("dropped", dropped_dict(py, &stats.dropped)?)?;
+        dict.set_item("lost", stats.lost)?;
+        dict.set_item("bytes", stats.bytes)?;
+        let links = stats.links.iter().map(|link| link_dict(py, link)).collect::<PyResult<Vec<_>>>()?;
+        dict.set_item("links", links)?;
+        Ok(dict)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        if self.born.is_current() {
+            py.detach(|| self.inner.close());
+        }
+    }
+}

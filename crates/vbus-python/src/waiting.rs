@@ -1,0 +1,81 @@
+//! Waiting as Python does it: without the GIL, and up at once for Ctrl-C.
+
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use vbus_core::base::descriptor::SignalMask;
+use vbus_core::bus::WaitOutcome;
+
+/// How long one step of a wait without a file takes at most.
+const STEP: Duration = Duration::from_millis(50);
+/// A wait that is as good as for ever.
+const CENTURY: f64 = 3.2e9;
+
+/// The moment when `timeout` seconds are over; `None` never.
+pub(crate) fn deadline_from(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    let Some(seconds) = timeout else { return Ok(None) };
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(PyValueError::new_err(format!(
+            "timeout is {seconds}; give seconds from 0 (try once), or None to wait for ever"
+        )));
+    }
+    if seconds >= CENTURY {
+        return Ok(None);
+    }
+    Ok(Some(Instant::now() + Duration::from_secs_f64(seconds)))
+}
+
+/// Whether a deadline has come.
+pub(crate) fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
+}
+
+/// Waits without the GIL. Signals stay out until the wait itself lets them in, so none is missed between
+/// the look at them and the sleep.
+pub(crate) fn wait_interruptibly(
+    py: Python<'_>,
+    wait: impl FnOnce(&SignalMask) -> WaitOutcome + Send,
+) -> PyResult<WaitOutcome> {
+    let mask = Gate(SignalMask::close());
+    py.check_signals()?;
+    let outcome = py.detach(|| wait(mask.get()));
+    drop(mask);
+    if outcome == WaitOutcome::Interrupted {
+        py.check_signals()?;
+    }
+    Ok(outcome)
+}
+
+/// Waits in steps for something that has no file: `done` waits at most as long as it is told.
+pub(crate) fn wait_in_steps(
+    py: Python<'_>,
+    deadline: Option<Instant>,
+    mut done: impl FnMut(Duration) -> bool + Send,
+) -> PyResult<bool> {
+    loop {
+        py.check_signals()?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let step = left.map_or(STEP, |left| left.min(STEP));
+        if py.detach(|| done(step)) {
+            return Ok(true);
+        }
+        if is_over(deadline) {
+            return Ok(false);
+        }
+    }
+}
+
+/// A count of publishers, subscribers or peers to wait for.
+pub(crate) fn count_from(n: i64) -> PyResult<usize> {
+    usize::try_from(n).map_err(|_| PyValueError::new_err(format!("n is {n}; it counts from 0")))
+}
+
+/// A mask that travels into the closure of `detach`, which runs on the same thread.
+struct Gate(SignalMask);
+
+impl Gate {
+    fn get(&self) -> &SignalMask {
+        &self.0
+    }
+}
