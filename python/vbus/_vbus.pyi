@@ -92,7 +92,7 @@ class Node:
     def wait_for_peers(self, n: int = 1, timeout: float | None = None) -> bool: ...
     def topic_dicts(self) -> list[dict[str, Any]]:
         """One dict per topic that has a publisher: `topic` str, `shape` str, `encoding` str,
-        `publishers` and `subscribers` lists of (id, peer_id, shape, qos dict),
+        `publishers` and `subscribers` lists of (id, PeerTuple, shape, qos dict),
         `rate` and `bytes_per_second` floats from the publishers' own counters,
         `mismatches` list of (publisher_id, subscriber_id, field, offered, asked)."""
     def stats_dict(self) -> dict[str, Any]: ...
@@ -127,6 +127,12 @@ class Publisher(Generic[T]):
     @property
     def subscribers(self) -> int: ...
     def publish(self, value: T, *, headers: Mapping[str, str] | None = None) -> int: ...
+    def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
+        """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`, leaving `with` publishes it.
+
+        The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
+        `max_size`.
+        """
     def raw_loan(self, nbytes: int, headers: Mapping[str, str] | None, encoding: str, meta: bytes) -> Loan:
         """A loan with an encoding of the caller's choice (what `loan` and `loan_array` are made of)."""
     def wait_for_subscribers(self, n: int = 1, timeout: float | None = None) -> bool: ...

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ._vbus import check_qos, check_topic
+from ._vbus import ConfigError, check_qos, check_topic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,6 +130,9 @@ def publisher_qos(channel: Channel[Any] | None, given: dict[str, Any]) -> dict[s
 
 def subscriber_qos(channel: Channel[Any] | None, given: dict[str, Any]) -> dict[str, Any]:
     """What a subscriber asks for: what in the channel is the publisher's alone is left out."""
+    for name in PUBLISHERS_ALONE:
+        if given.get(name) is not None:
+            raise ConfigError(f"{name} is the publisher's alone; give it to the publisher, or in a Channel")
     check_qos(_without_none(given), publisher=False)
     asked = {
         name: value

@@ -350,15 +350,6 @@ class Publisher(CorePublisher[T]):
     _lends: tuple[str, ...]
     _node: Node
 
-    def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
-        """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`, leaving `with` publishes it.
-
-        The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
-        `max_size`.
-        """
-        self._check_lends("bytes")
-        return self.raw_loan(nbytes, headers, "raw", b"")
-
     def loan_array(
         self,
         shape: int | tuple[int, ...],
@@ -371,7 +362,7 @@ class Publisher(CorePublisher[T]):
         The contents are undefined at first; after publishing the array is read-only. For types None and
         ndarray, else ConfigError. TooLarge beyond `max_size`, EncodeError for a dtype that cannot travel.
         """
-        self._check_lends("ndarray")
+        self._check_lends_arrays()
         return ArrayLoan(self, shape, dtype, headers)
 
     async def publish_async(self, value: T, *, headers: Mapping[str, str] | None = None) -> int:
@@ -418,11 +409,11 @@ class Publisher(CorePublisher[T]):
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Publisher cannot be pickled; open a node in the worker")
 
-    def _check_lends(self, what: str) -> None:
-        if what not in self._lends:
-            kinds = "None and bytes" if what == "bytes" else "None and numpy.ndarray"
+    def _check_lends_arrays(self) -> None:
+        if "ndarray" not in self._lends:
             raise ConfigError(
-                f"a loan of {what} is for the types {kinds}, which {quote(self.topic)} has not; publish()"
+                "a loan of ndarray is for the types None and numpy.ndarray, which "
+                f"{quote(self.topic)} has not; publish()"
             )
 
 

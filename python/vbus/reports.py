@@ -27,14 +27,13 @@ __all__ = ["findings", "node_stats", "publisher_stats", "subscriber_stats", "top
 
 def topic_infos(core: CoreNode) -> list[TopicInfo]:
     """One per topic, sorted by name."""
-    peers = _peers(core)
     infos = [
         TopicInfo(
             topic=topic["topic"],
             type=topic["shape"],
             encoding=topic["encoding"],
-            publishers=_endpoints(topic["publishers"], peers),
-            subscribers=_endpoints(topic["subscribers"], peers),
+            publishers=_endpoints(topic["publishers"]),
+            subscribers=_endpoints(topic["subscribers"]),
             rate=topic["rate"],
             bytes_per_second=topic["bytes_per_second"],
             mismatches=tuple(Mismatch(*mismatch) for mismatch in topic["mismatches"]),
@@ -85,13 +84,8 @@ def _peers(core: CoreNode) -> dict[str, Peer]:
     return {peer[0]: Peer(*peer) for peer in (core.self_tuple(), *core.peer_tuples())}
 
 
-def _endpoints(
-    endpoints: list[tuple[str, str, str, dict[str, Any]]], peers: dict[str, Peer]
-) -> tuple[Endpoint, ...]:
-    # One that left between the two questions is left out.
-    return tuple(
-        Endpoint(id, peers[peer_id], shape, qos) for id, peer_id, shape, qos in endpoints if peer_id in peers
-    )
+def _endpoints(endpoints: list[tuple[str, PeerTuple, str, dict[str, Any]]]) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(id, Peer(*peer), shape, qos) for id, peer, shape, qos in endpoints)
 
 
 def _links(links: list[dict[str, Any]]) -> tuple[Link, ...]:

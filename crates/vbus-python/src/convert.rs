@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyTuple};
-use vbus_core::bus::qos::{DEPTH_MAX, Offer, OnFull, Qos};
+use vbus_core::bus::qos::{DEPTH_MAX, OnFull, Qos};
 use vbus_core::bus::{LinkStats, PeerInfo, shape, topic};
 
 use crate::errors::{Details, Kind, from_topic, raise};

@@ -16,6 +16,8 @@ use crate::loan::Loan;
 use crate::node::Node;
 use crate::waiting::{count_from, deadline_from, wait_in_steps, wait_interruptibly};
 
+/// Below this size, a payload is copied under the publisher's lock, in one go.
+const COPY_AT_ONCE: usize = 16 << 10;
 /// From this size on, a payload is copied without the GIL.
 const COPY_WITHOUT_GIL: usize = 64 << 10;
 
@@ -108,9 +110,30 @@ impl Door {
         self.persist(py, |inner| inner.try_publish(loan, wall_clock_ns()))
     }
 
-    fn publish_bytes(&self, py: Python<'_>, bytes: &[u8], meta: &Meta) -> PyResult<u64> {
-        let mut loan = self.loan(py, bytes.len(), &Encoding::Raw, meta)?;
-        copy(py, &mut loan, 0, bytes);
+    /// Publishes a payload of several parts: copied at once if it is small, else into a loan.
+    fn publish_parts(
+        &self,
+        py: Python<'_>,
+        parts: &[&[u8]],
+        encoding: &Encoding,
+        meta: &Meta,
+    ) -> PyResult<u64> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        if len < COPY_AT_ONCE {
+            return self.persist(py, |inner| inner.try_publish_copy(parts, encoding, meta, wall_clock_ns()));
+        }
+        let mut loan = self.loan(py, len, encoding, meta)?;
+        let mut copy = || {
+            parts.iter().fold(0, |at, part| {
+                loan.write(at, part);
+                at + part.len()
+            })
+        };
+        if len < COPY_WITHOUT_GIL {
+            copy()
+        } else {
+            py.detach(copy)
+        };
         self.publish(py, &loan)
     }
 }
@@ -166,12 +189,12 @@ impl Publisher {
         let mut meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
         if self.raw {
             if let Ok(bytes) = value.cast::<PyBytes>() {
-                return self.door.publish_bytes(py, bytes.as_bytes(), &meta);
+                return self.door.publish_parts(py, &[bytes.as_bytes()], &Encoding::Raw, &meta);
             }
             if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
                 && let Some(buffer) = Buffer::contiguous(value)
             {
-                return self.door.publish_bytes(py, buffer.bytes(), &meta);
+                return self.door.publish_parts(py, &[buffer.bytes()], &Encoding::Raw, &meta);
             }
         }
         self.door.get(py)?;
@@ -179,7 +202,30 @@ impl Publisher {
             self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))?;
         let (name, buffers, codec): (String, Vec<Bound<'_, PyAny>>, Vec<u8>) = encoded.extract()?;
         meta.codec = codec;
-        self.publish_parts(py, &Encoding::from_name(&name), &buffers, &meta)
+        let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
+        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
+        self.door.publish_parts(py, &parts, &Encoding::from_name(&name), &meta)
+    }
+
+    /// Borrows `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
+    ///
+    /// The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
+    /// `max_size`.
+    #[pyo3(signature = (nbytes, *, headers=None))]
+    fn loan(&self, py: Python<'_>, nbytes: i64, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Loan> {
+        if !self.raw {
+            let topic = self.topic();
+            let message = format!(
+                "a loan of bytes is for the types None and bytes, which {topic:?} has not; publish()"
+            );
+            return Err(raise(
+                py,
+                Kind::Config,
+                &message,
+                &Details { topic: Some(topic), ..Details::default() },
+            ));
+        }
+        self.raw_loan(py, nbytes, headers, "raw", &[])
     }
 
     fn raw_loan(
@@ -188,9 +234,9 @@ impl Publisher {
         nbytes: i64,
         headers: Option<&Bound<'_, PyAny>>,
         encoding: &str,
-        meta: Vec<u8>,
+        meta: &[u8],
     ) -> PyResult<Loan> {
-        let meta = Meta { codec: meta, headers: self.headers_from(headers)? };
+        let meta = Meta { codec: meta.to_vec(), headers: self.headers_from(headers)? };
         let len = usize::try_from(nbytes).map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!("nbytes is {nbytes}; a loan has 0 bytes or more"))
         })?;
@@ -247,27 +293,6 @@ impl Publisher {
         Ok(())
     }
 
-    fn publish_parts(
-        &self,
-        py: Python<'_>,
-        encoding: &Encoding,
-        parts: &[Bound<'_, PyAny>],
-        meta: &Meta,
-    ) -> PyResult<u64> {
-        let mut buffers = Vec::with_capacity(parts.len());
-        for part in parts {
-            buffers.push(Buffer::get(part)?);
-        }
-        let len = buffers.iter().map(|buffer| buffer.bytes().len()).sum();
-        let mut loan = self.door.loan(py, len, encoding, meta)?;
-        let mut at = 0;
-        for buffer in &buffers {
-            copy(py, &mut loan, at, buffer.bytes());
-            at += buffer.bytes().len();
-        }
-        self.door.publish(py, &loan)
-    }
-
     fn headers_from(&self, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<(String, String)>> {
         let Some(headers) = headers else { return Ok(Vec::new()) };
         let refuse = |what: String| {
@@ -303,15 +328,6 @@ impl Publisher {
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string())
-}
-
-/// Copies bytes into a loan, without the GIL if there are many.
-fn copy(py: Python<'_>, loan: &mut bus::Loan, at: usize, bytes: &[u8]) {
-    if bytes.len() < COPY_WITHOUT_GIL {
-        loan.write(at, bytes);
-    } else {
-        py.detach(|| loan.write(at, bytes));
-    }
 }
 
 /// The wall clock, `time.time_ns()`.

@@ -1,9 +1,9 @@
 //! `Sample`, and the memory that its views refer to.
 
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes, PyDict, PyMemoryView};
 use pyo3::{ffi, intern};
@@ -35,11 +35,44 @@ pub(crate) struct Sample {
 
 #[derive(Default)]
 struct Held {
-    sample: Option<Arc<bus::Sample>>,
+    memory: Memory,
     value: Option<Py<PyAny>>,
+    /// Views of the payload that refer to the sample itself.
+    exports: usize,
+    released: bool,
 }
 
-/// What a view of the payload refers to: it keeps the memory for as long as the view lives.
+/// The core's sample, shared once a value was read from it.
+#[derive(Default)]
+enum Memory {
+    #[default]
+    Gone,
+    Own(bus::Sample),
+    Shared(Arc<bus::Sample>),
+}
+
+impl Memory {
+    fn get(&self) -> Option<&bus::Sample> {
+        match self {
+            Self::Gone => None,
+            Self::Own(sample) => Some(sample),
+            Self::Shared(sample) => Some(sample),
+        }
+    }
+
+    fn share(&mut self) -> Option<Arc<bus::Sample>> {
+        *self = match std::mem::take(self) {
+            Self::Own(sample) => Self::Shared(Arc::new(sample)),
+            memory => memory,
+        };
+        match self {
+            Self::Shared(sample) => Some(Arc::clone(sample)),
+            _ => None,
+        }
+    }
+}
+
+/// What the views in a value refer to. Not the sample, which keeps the value: the two would keep each other.
 #[pyclass(frozen)]
 struct SampleMemory {
     sample: Arc<bus::Sample>,
@@ -67,34 +100,47 @@ impl Sample {
             lost: sample.lost(),
             timestamp_ns: sample.timestamp_ns(),
             nbytes: sample.payload().len(),
-            held: Mutex::new(Held { sample: Some(Arc::new(sample)), value: None }),
+            held: Mutex::new(Held { memory: Memory::Own(sample), ..Held::default() }),
         }
     }
 
-    fn sample(&self, py: Python<'_>) -> PyResult<Arc<bus::Sample>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.sample.clone().ok_or_else(|| {
-            let message = format!(
-                "sample {} of {:?} was released; use it before, or copy what you need",
-                self.sequence, self.source.topic
-            );
-            let details = Details { topic: Some(&self.source.topic), ..Details::default() };
-            raise(py, Kind::Closed, &message, &details)
-        })
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn released_error(&self, py: Python<'_>) -> PyErr {
+        let topic = &self.source.topic;
+        let message = format!(
+            "sample {} of {topic:?} was released; use it before, or copy what you need",
+            self.sequence
+        );
+        raise(py, Kind::Closed, &message, &Details { topic: Some(topic), ..Details::default() })
+    }
+
+    /// Reads something of the core's sample, unless it was released.
+    fn with<T>(&self, py: Python<'_>, read: impl FnOnce(&bus::Sample) -> T) -> PyResult<T> {
+        let held = self.lock();
+        let sample = held.memory.get().filter(|_| !held.released);
+        sample.map(read).ok_or_else(|| self.released_error(py))
     }
 
     fn meta(&self, py: Python<'_>) -> PyResult<(Encoding, Meta)> {
         // What makes no sense has no headers; its value cannot be decoded, and says so.
         let unknown = || (Encoding::Named("unknown".into()), Meta::default());
-        Ok(self.sample(py)?.meta().unwrap_or_else(|_| unknown()))
+        self.with(py, |sample| sample.meta().unwrap_or_else(|_| unknown()))
     }
 
-    fn decode<'py>(&self, py: Python<'py>, sample: &Arc<bus::Sample>) -> PyResult<Bound<'py, PyAny>> {
-        if self.reading.raw && sample.encoding_number() == Encoding::Raw.number() {
-            return Ok(PyBytes::new(py, sample.payload()).into_any());
+    fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if self.reading.raw {
+            let is_raw = |sample: &bus::Sample| sample.encoding_number() == Encoding::Raw.number();
+            let bytes = |sample: &bus::Sample| is_raw(sample).then(|| PyBytes::new(py, sample.payload()));
+            if let Some(bytes) = self.with(py, bytes)? {
+                return Ok(bytes.into_any());
+            }
         }
         let (encoding, meta) = self.meta(py)?;
-        let arguments = (encoding.name(), view(py, sample)?, PyBytes::new(py, &meta.codec));
+        let shared = self.lock().memory.share().ok_or_else(|| self.released_error(py))?;
+        let arguments = (encoding.name(), view(py, shared)?, PyBytes::new(py, &meta.codec));
         self.reading.decoder.bind(py).call1(arguments).inspect_err(|error| {
             let value = error.value(py);
             let attribute = intern!(py, "topic");
@@ -105,9 +151,8 @@ impl Sample {
     }
 }
 
-fn view<'py>(py: Python<'py>, sample: &Arc<bus::Sample>) -> PyResult<Bound<'py, PyMemoryView>> {
-    let memory = Bound::new(py, SampleMemory { sample: Arc::clone(sample) })?;
-    PyMemoryView::from(memory.as_any())
+fn view<'py>(py: Python<'py>, sample: Arc<bus::Sample>) -> PyResult<Bound<'py, PyMemoryView>> {
+    PyMemoryView::from(Bound::new(py, SampleMemory { sample })?.as_any())
 }
 
 #[pymethods]
@@ -115,16 +160,15 @@ impl Sample {
     /// The payload as a value of the subscriber's type; decoded on first use. DecodeError if it is none.
     #[getter]
     fn value<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let sample = self.sample(py)?;
         {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(value) = &held.value {
+            let held = self.lock();
+            if let Some(value) = held.value.as_ref().filter(|_| !held.released) {
                 return Ok(value.bind(py).clone());
             }
         }
-        let value = self.decode(py, &sample)?;
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.sample.is_some() {
+        let value = self.decode(py)?;
+        let mut held = self.lock();
+        if !held.released {
             held.value = Some(value.clone().unbind());
         }
         Ok(value)
@@ -132,8 +176,34 @@ impl Sample {
 
     /// A read-only memoryview of the bytes as published.
     #[getter]
-    fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        view(py, &self.sample(py)?)
+    fn payload<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
+        slf.get().with(slf.py(), |_| ())?;
+        PyMemoryView::from(slf.as_any())
+    }
+
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let mut held = slf.get().lock();
+        let Some(payload) = held.memory.get().filter(|_| !held.released).map(bus::Sample::payload) else {
+            return Err(PyBufferError::new_err("the sample was released"));
+        };
+        // SAFETY: Python gives a valid view; the memory stays while exports are counted; it is read-only.
+        let failed = unsafe {
+            let start = payload.as_ptr().cast_mut().cast();
+            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, payload.len() as isize, 1, flags)
+        };
+        if failed != 0 {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        held.exports += 1;
+        Ok(())
+    }
+
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        let mut held = self.lock();
+        held.exports -= 1;
+        let over = (held.exports == 0 && held.released).then(|| std::mem::take(&mut held.memory));
+        drop(held);
+        drop(over);
     }
 
     /// Bytes of the payload.
@@ -202,8 +272,13 @@ impl Sample {
 
     /// Gives the memory back, unless a view of it lives.
     fn release(&self) {
-        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut held = self.lock();
+        held.released = true;
+        let value = held.value.take();
+        let over = (held.exports == 0).then(|| std::mem::take(&mut held.memory));
         drop(held);
+        // Outside of the lock: what refers to them may come back to us.
+        drop((value, over));
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

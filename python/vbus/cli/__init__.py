@@ -74,19 +74,13 @@ def _run_free(command: str, arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--domain", metavar="NAME", help="the domain to join (VBUS_DOMAIN)")
-    common.add_argument(
-        "--secret-file", metavar="PATH", help="a file with the domain's secret (VBUS_SECRET_FILE)"
-    )
-    common.add_argument("--json", action="store_true", help="one JSON object per line")
-
     parser = argparse.ArgumentParser(
-        prog="vbus", description="Look at a bus, publish on it, measure it.", parents=[common]
+        prog="vbus", description="Look at a bus, publish on it, measure it.", parents=[_common_options()]
     )
     parser.add_argument("--version", action="version", version=f"vbus {__version__}")
     parser.set_defaults(domain=None, secret_file=None, json=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    common = _common_options()
 
     def command(name: str, help: str, module: str | None = None) -> argparse.ArgumentParser:
         added = commands.add_parser(
@@ -136,6 +130,15 @@ def _parser() -> argparse.ArgumentParser:
     for name, help in FREE_COMMANDS.items():
         commands.add_parser(name, help=help, add_help=False)
     return parser
+
+
+def _common_options() -> argparse.ArgumentParser:
+    """Made anew for each use: argparse shares options with the parsers that they are lent to."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--domain", metavar="NAME", help="the domain to join (VBUS_DOMAIN)")
+    common.add_argument("--secret-file", metavar="PATH", help="a file with its secret (VBUS_SECRET_FILE)")
+    common.add_argument("--json", action="store_true", help="one JSON object per line")
+    return common
 
 
 def _seconds(text: str) -> float:

@@ -1,13 +1,15 @@
 """`vbus bench`: what the bus does on this machine, between real processes, beside a bare baseline.
 
-Each figure of vbus stands next to that of a pipe or Unix socket doing the same work in the same run, so
-that a slow or busy machine slows both. `latency` is a ping-pong: a message of the full size there, one
-of the full size back, blocking `receive()` on both sides. The others count at the subscriber: messages
-written with `publish`, large ones with `loan`, whose first 16 bytes are written and read (the baseline
-must move all of them: that is the difference). Nothing is lost: every publisher blocks.
+Each figure of vbus stands next to that of a Unix socket doing the same work in the same run, so that a
+slow or busy machine slows both. `latency` is a ping-pong: a message of the full size there, one of the
+full size back, blocking `receive()` on both sides, each on a processor of its own. The others count at
+the subscriber: messages written with `publish`, large ones with `loan`, whose first 16 bytes are written
+and read (the baseline must move all of them: that is the difference). Nothing is lost: every publisher
+blocks.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,7 +18,7 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -104,7 +106,7 @@ def measure(plan: Plan) -> Iterator[Figure]:
 def latency(plan: Plan, size: int) -> Iterator[Figure]:
     """Round trips with one echo process."""
     for name in ("vbus", "unix socket"):
-        with started(BUS_ECHO if name == "vbus" else SOCKET_ECHO, plan, size) as echo:
+        with Crew(BUS_ECHO if name == "vbus" else SOCKET_ECHO, plan, size, 1) as echo, on_processor(0):
             times = (bus_round_trips if name == "vbus" else socket_round_trips)(plan, size, echo)
         cuts = statistics.quantiles(times, n=100, method="inclusive")
         yield Figure("latency", size, 1, name, round(cuts[49] / 1e3, 1), round(cuts[98] / 1e3, 1))
@@ -163,9 +165,20 @@ class Crew:
         return float(end.recv())
 
 
-def started(task: str, plan: Plan, size: int) -> Crew:
-    """One worker."""
-    return Crew(task, plan, size, 1)
+@contextlib.contextmanager
+def on_processor(which: int) -> Generator[None]:
+    """Stay on one processor meanwhile, if there is a choice.
+
+    Left alone, two processes of a ping-pong share a processor in some runs and not in others, and the
+    figures differ by five times.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) > 1:
+        os.sched_setaffinity(0, {allowed[which]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def work(task: str, domain: str, size: int, boss: Connection, peer: socket.socket) -> None:
@@ -175,7 +188,12 @@ def work(task: str, domain: str, size: int, boss: Connection, peer: socket.socke
 
 def bus_echo(domain: str, size: int, boss: Connection, _peer: socket.socket) -> None:
     """Send back what comes, until the empty message."""
-    with node(domain) as me, me.publisher("pong", bytes) as pong, me.subscriber("ping", bytes) as ping:
+    with (
+        on_processor(-1),
+        node(domain) as me,
+        me.publisher("pong", bytes) as pong,
+        me.subscriber("ping", bytes) as ping,
+    ):
         send = sender(pong, size)
         boss.send(0.0)
         for sample in ping:
@@ -190,9 +208,10 @@ def bus_echo(domain: str, size: int, boss: Connection, _peer: socket.socket) -> 
 def socket_echo(_domain: str, size: int, boss: Connection, peer: socket.socket) -> None:
     """The same over a socket."""
     buffer = memoryview(bytearray(size))
-    boss.send(0.0)
-    while receive_all(peer, buffer):
-        peer.sendall(buffer)
+    with on_processor(-1):
+        boss.send(0.0)
+        while receive_all(peer, buffer):
+            peer.sendall(buffer)
 
 
 def bus_reader(domain: str, _size: int, boss: Connection, _peer: socket.socket) -> None:
@@ -201,12 +220,9 @@ def bus_reader(domain: str, _size: int, boss: Connection, _peer: socket.socket) 
         boss.send(0.0)
         count, first = 0, 0.0
         for sample in flood:
-            payload = sample.payload
             if not sample.nbytes:
                 break
-            number, _sent = HEADER.unpack_from(payload)
-            del payload
-            sample.release()
+            number, _sent = HEADER.unpack_from(sample.payload)
             if number != count:
                 raise vbus.Error(f"message {number} came where {count} was expected")
             first = first or time.perf_counter()

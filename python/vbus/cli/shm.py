@@ -25,14 +25,14 @@ def run(options: argparse.Namespace) -> int:
         found = [entry for directory in directories for entry in meeting_list(directory)]
         if options.json:
             for path, state in found:
-                print_json({"path": path, "state": state})
+                print_json({"path": str(path), "state": state})
         else:
-            print_table(("STATE", "PATH"), [(state, path) for path, state in found])
+            print_table(("STATE", "PATH"), [(state, str(path)) for path, state in found])
         return 0
     for directory in directories:
         for path in meeting_collect(directory):
             if options.json:
-                print_json({"path": path})
+                print_json({"path": str(path)})
             else:
                 print(f"removed {path}")
     return 0

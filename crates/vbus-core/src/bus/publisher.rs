@@ -449,6 +449,23 @@ enum Place {
     Nowhere(Vec<u8>),
 }
 
+impl Place {
+    /// The first byte of the payload, behind `meta` bytes.
+    fn payload(&self, meta: usize) -> *mut u8 {
+        match self {
+            Self::Slot(_, slot) => slot.payload(meta),
+            Self::Nowhere(bytes) => bytes.as_ptr().cast_mut(),
+        }
+    }
+
+    /// Copies `bytes` to `at` in the payload. The caller reserved enough.
+    fn write(&self, meta: usize, at: usize, bytes: &[u8]) {
+        // SAFETY: the place was reserved for a payload that ends behind them; nobody else has it; the source
+        // is other memory.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.payload(meta).add(at), bytes.len()) };
+    }
+}
+
 // SAFETY: the slot is held by this loan alone, and the memory by the pool, which `core` keeps.
 unsafe impl Send for Loan {}
 // SAFETY: a shared loan gives out the address only; writing through it is the caller's `unsafe`.
@@ -457,10 +474,7 @@ unsafe impl Sync for Loan {}
 impl Loan {
     /// The first byte of the payload.
     pub fn as_mut_ptr(&self) -> *mut u8 {
-        match &self.place {
-            Place::Slot(_, slot) => slot.payload(self.meta.len()),
-            Place::Nowhere(bytes) => bytes.as_ptr().cast_mut(),
-        }
+        self.place.payload(self.meta.len())
     }
 
     /// Bytes of the payload.
@@ -484,8 +498,7 @@ impl Loan {
     /// When they do not fit.
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.capacity), "a loan is not overrun");
-        // SAFETY: in bounds, checked above; nobody else has the slot; the source is another memory.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_mut_ptr().add(at), bytes.len()) };
+        self.place.write(self.meta.len(), at, bytes);
     }
 
     /// Keeps the memory after the sample was published, for views that still lead into it.
@@ -558,30 +571,67 @@ impl Publisher {
         meta: &Meta,
     ) -> Result<Result<Loan, Blocked>, PublishError> {
         let core = &self.core;
-        let headers: u64 = meta.headers.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
-        if headers > HEADERS_MAX as u64 {
-            return Err(PublishError::HeadersTooLarge { len: headers });
-        }
-        if len as u64 > core.offer.max_size {
-            return Err(PublishError::TooLarge { len: len as u64, limit: core.offer.max_size });
-        }
-        let meta = meta.encode(&encoding);
+        let meta = core.encode_meta(len, &encoding, meta)?;
         let mut state = core.lock_open()?;
-        let limit = state.pool.budget().limit();
-        let bytes = slot_bytes(meta.len(), len)
-            .filter(|&bytes| bytes as u64 <= limit)
-            .ok_or(PublishError::TooLargeForNode { len: len as u64, limit })?;
-        let place = match core.reserve(&mut state, bytes, len)? {
-            Reserved::Slot(slot, at) => Place::Slot(slot, at),
-            Reserved::Nowhere => Place::Nowhere(vec![0; len]),
-            Reserved::Blocked(blocked) => return Ok(Err(blocked)),
+        let place = match core.reserve(&mut state, meta.len(), len)? {
+            Ok(place) => place,
+            Err(blocked) => return Ok(Err(blocked)),
         };
+        drop(state);
         Ok(Ok(Loan { core: Arc::clone(core), place, encoding, meta, capacity: len, len }))
     }
 
     /// Publishes a loan; its sequence number. `Ok(Err(blocked))`: not now, nothing happened.
     pub fn try_publish(&self, loan: &Loan, wall_ns: u64) -> Result<Result<u64, Blocked>, PublishError> {
-        self.core.lock_open()?.publish(&self.core, loan, wall_ns)
+        let filled = Filled {
+            place: &loan.place,
+            len: loan.len,
+            encoding: loan.encoding.number(),
+            meta: &loan.meta,
+            wall_ns,
+        };
+        let mut state = self.core.lock_open()?;
+        let now_ns = self.core.clock_for(&state);
+        if let Some(blocked) = state.find_blocked(&self.core, &loan.place, now_ns) {
+            return Ok(Err(blocked));
+        }
+        Ok(Ok(state.commit(&self.core, &filled, now_ns)))
+    }
+
+    /// Copies a payload and publishes it at once, which for a small one costs less than a loan.
+    /// `Ok(Err(blocked))`: not now, nothing happened.
+    pub fn try_publish_copy(
+        &self,
+        parts: &[&[u8]],
+        encoding: &Encoding,
+        meta: &Meta,
+        wall_ns: u64,
+    ) -> Result<Result<u64, Blocked>, PublishError> {
+        let core = &self.core;
+        let len = parts.iter().map(|part| part.len()).sum();
+        let meta = core.encode_meta(len, encoding, meta)?;
+        let mut state = core.lock_open()?;
+        let place = match core.reserve(&mut state, meta.len(), len)? {
+            Ok(place) => place,
+            Err(blocked) => return Ok(Err(blocked)),
+        };
+        let now_ns = core.clock_for(&state);
+        let result = match state.find_blocked(core, &place, now_ns) {
+            Some(blocked) => Err(blocked),
+            None => {
+                let mut at = 0;
+                for part in parts {
+                    place.write(meta.len(), at, part);
+                    at += part.len();
+                }
+                let filled = Filled { place: &place, len, encoding: encoding.number(), meta: &meta, wall_ns };
+                Ok(state.commit(core, &filled, now_ns))
+            }
+        };
+        if let Place::Slot(slot, _) = place {
+            state.pool.unhold(slot);
+        }
+        Ok(result)
     }
 
     /// Whether waiting for this is allowed by the contract; the error to raise if not.
@@ -658,56 +708,48 @@ impl Drop for Publisher {
     }
 }
 
-enum Reserved {
-    Slot(SlotRef, Slot),
-    Nowhere,
-    Blocked(Blocked),
+/// A sample that is ready to go.
+struct Filled<'a> {
+    place: &'a Place,
+    len: usize,
+    encoding: u32,
+    meta: &'a [u8],
+    wall_ns: u64,
 }
 
 impl State {
-    fn publish(
-        &mut self,
-        core: &PublisherCore,
-        loan: &Loan,
-        wall_ns: u64,
-    ) -> Result<Result<u64, Blocked>, PublishError> {
-        let now_ns = if core.needs_clock(self) { monotonic_ns() } else { 0 };
-        if let Some(blocked) = self.find_blocked(core, loan, now_ns) {
-            return Ok(Err(blocked));
-        }
+    /// Gives the sample its sequence number and sends it to everyone.
+    fn commit(&mut self, core: &PublisherCore, filled: &Filled<'_>, now_ns: u64) -> u64 {
         let sequence = self.sequence;
         self.sequence += 1;
-        self.bytes += loan.len as u64;
-        match loan.place {
+        self.bytes += filled.len as u64;
+        match *filled.place {
             Place::Slot(slot, at) => {
-                at.write_meta(&loan.meta);
+                at.write_meta(filled.meta);
                 at.write_header(&SlotHeader {
                     sequence,
-                    timestamp_ns: wall_ns,
+                    timestamp_ns: filled.wall_ns,
                     monotonic_ns: now_ns,
-                    payload_len: loan.len as u64,
-                    meta_len: loan.meta.len() as u32,
-                    encoding: loan.encoding.number(),
+                    payload_len: filled.len as u64,
+                    meta_len: filled.meta.len() as u32,
+                    encoding: filled.encoding,
                 });
                 self.push_to_all(slot);
                 self.remember(core, slot);
             }
             Place::Nowhere(_) => {
-                self.links
-                    .iter_mut()
-                    .flatten()
-                    .filter(|link| link.is_open())
-                    .for_each(|link| link.skip(Cause::Memory));
+                let open = self.links.iter_mut().flatten().filter(|link| link.is_open());
+                open.for_each(|link| link.skip(Cause::Memory));
             }
         }
         if let Some(counters) = &core.counters {
-            counters.count(core.counter, self.sequence, self.bytes, wall_ns);
+            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns);
         }
-        Ok(Ok(sequence))
+        sequence
     }
 
     /// The first link that makes the publisher wait, or fail.
-    fn find_blocked(&mut self, core: &PublisherCore, loan: &Loan, now_ns: u64) -> Option<Blocked> {
+    fn find_blocked(&mut self, core: &PublisherCore, place: &Place, now_ns: u64) -> Option<Blocked> {
         for at in 0..self.links.len() {
             let Some(link) = &mut self.links[at] else { continue };
             if !link.is_open() {
@@ -730,7 +772,7 @@ impl State {
                 let detail = format!("{} of {} samples wait", link.counted(), agreed.depth);
                 return Some(core.blocked(at, link, detail, false));
             }
-            if let Place::Slot(slot, _) = loan.place
+            if let Place::Slot(slot, _) = *place
                 && !link.has_shown(slot.segment())
                 && !link.show(core.id, &self.pool.view(slot))
                 && waits
@@ -871,19 +913,42 @@ impl PublisherCore {
         Ok(state)
     }
 
-    fn needs_clock(&self, state: &State) -> bool {
-        self.offer.lifespan.is_some()
-            || state.links.iter().flatten().any(|link| link.agreed.lifespan.is_some())
+    /// The time that the slot carries, where a lifespan needs it.
+    fn clock_for(&self, state: &State) -> u64 {
+        let needed = self.offer.lifespan.is_some()
+            || state.links.iter().flatten().any(|link| link.agreed.lifespan.is_some());
+        if needed { monotonic_ns() } else { 0 }
     }
 
-    /// A slot, or who has to give one back first.
-    fn reserve(&self, state: &mut State, bytes: usize, len: usize) -> Result<Reserved, PublishError> {
+    /// The bytes of meta, when the sample is not too large.
+    fn encode_meta(&self, len: usize, encoding: &Encoding, meta: &Meta) -> Result<Vec<u8>, PublishError> {
+        let headers: u64 = meta.headers.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+        if headers > HEADERS_MAX as u64 {
+            return Err(PublishError::HeadersTooLarge { len: headers });
+        }
+        if len as u64 > self.offer.max_size {
+            return Err(PublishError::TooLarge { len: len as u64, limit: self.offer.max_size });
+        }
+        Ok(meta.encode(encoding))
+    }
+
+    /// A place for a sample, or who has to give one back first.
+    fn reserve(
+        &self,
+        state: &mut State,
+        meta: usize,
+        len: usize,
+    ) -> Result<Result<Place, Blocked>, PublishError> {
+        let limit = state.pool.budget().limit();
+        let bytes = slot_bytes(meta, len)
+            .filter(|&bytes| bytes as u64 <= limit)
+            .ok_or(PublishError::TooLargeForNode { len: len as u64, limit })?;
         if bytes >= LARGE || !state.pool.has_free(bytes) {
             state.collect();
         }
         loop {
             let shortage = match state.pool.loan(bytes) {
-                Ok((slot, at)) => return Ok(Reserved::Slot(slot, at)),
+                Ok((slot, at)) => return Ok(Ok(Place::Slot(slot, at))),
                 Err(shortage) => shortage,
             };
             state.collect();
@@ -891,16 +956,16 @@ impl PublisherCore {
                 continue;
             }
             let Some(at) = self.most_holding(state) else {
-                return self.nobody_to_wait_for(bytes, len, &shortage);
+                return Err(self.nobody_to_wait_for(len, &shortage));
             };
             let on_full = state.links[at].as_ref().expect("found above").agreed.on_full;
             match on_full {
                 OnFull::DropOldest if state.withdraw(at, Cause::Memory) => {}
-                OnFull::DropOldest | OnFull::DropNewest => return Ok(Reserved::Nowhere),
+                OnFull::DropOldest | OnFull::DropNewest => return Ok(Ok(Place::Nowhere(vec![0; len]))),
                 OnFull::Block | OnFull::Error => {
                     let link = state.links[at].as_ref().expect("found above");
                     let detail = format!("{shortage}, and it keeps {} bytes of them", link.outstanding_bytes);
-                    return Ok(Reserved::Blocked(self.blocked(at, link, detail, true)));
+                    return Ok(Err(self.blocked(at, link, detail, true)));
                 }
             }
         }
@@ -916,12 +981,7 @@ impl PublisherCore {
             .map(|(at, _)| at)
     }
 
-    fn nobody_to_wait_for(
-        &self,
-        _bytes: usize,
-        len: usize,
-        shortage: &Shortage,
-    ) -> Result<Reserved, PublishError> {
+    fn nobody_to_wait_for(&self, len: usize, shortage: &Shortage) -> PublishError {
         let reason = match shortage {
             Shortage::Budget { .. } => format!(
                 "{shortage}, held by history, by loans or by other publishers of this node; raise `memory` or \
@@ -929,7 +989,7 @@ impl PublisherCore {
             ),
             _ => shortage.to_string(),
         };
-        Err(PublishError::NoMemory { len: len as u64, reason })
+        PublishError::NoMemory { len: len as u64, reason }
     }
 
     fn blocked(&self, at: LinkIndex, link: &OutLink, detail: String, memory: bool) -> Blocked {

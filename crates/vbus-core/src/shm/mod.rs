@@ -7,6 +7,8 @@
 pub mod board;
 pub mod layout;
 pub mod link;
+#[cfg(all(test, loom))]
+mod loom_models;
 pub mod meeting;
 pub mod pool;
 pub mod ring;

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 import vbus
 from vbus.cli._demo import ROLES
@@ -95,6 +94,3 @@ def print_summary(viewer: Viewer, stage: Stage) -> None:
         "  zero-copy yes: value and payload are the publisher's memory, mapped read-only (checked by address)"
     )
     print("  zero-copy payload: so is the payload; the value is a dataclass made from it")
-    last = viewer.meters["detector"].last
-    if last is not None:
-        print(f"  last detection: {json.dumps(asdict(last))}")
