@@ -5,6 +5,7 @@ Nothing here sleeps in order to wait for something: programs say when they are w
 """
 
 import contextlib
+import gc
 import os
 import random
 import select
@@ -15,6 +16,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,7 +26,7 @@ WATCHDOG = 20.0
 PRELUDE = '''
 import gc, os, signal, sys, threading, time
 import vbus
-from helpers import pattern, is_whole
+from patterns import is_whole, pattern
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -38,19 +40,23 @@ def hear():
 
 
 class Program:
-    """A Python program in a process of its own, of this test's domain, that talks line by line."""
+    """A Python program in a process of its own, of this test's domain, that talks line by line.
 
-    def __init__(self, source: str, domain: str, meeting: str, **settings: object) -> None:
+    Its source is a text, which has `say`, `hear` and the payloads of `patterns` at hand, or arguments of
+    Python.
+    """
+
+    def __init__(self, source: str | list[str], domain: str, meeting: str, **settings: object) -> None:
         environment = {
             **os.environ,
             "VBUS_DOMAIN": domain,
             "VBUS_SHM": meeting,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+            "PYTHONPATH": str(PROGRAMS),
             "PYTHONFAULTHANDLER": "1",
         }
         environment.update(settings.pop("environment", {}))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(source)],
+            [sys.executable, *(source if isinstance(source, list) else _script(source))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -134,6 +140,12 @@ class Program:
                 pipe.close()
 
 
+def _script(source: str) -> list[str]:
+    return ["-c", PRELUDE + textwrap.dedent(source)]
+
+
+PROGRAMS = Path(__file__).parent / "programs"
+
 Start = Callable[..., Program]
 
 
@@ -142,7 +154,7 @@ def start(domain: str, meeting: str) -> Iterator[Start]:
     """Starts programs of this test's domain; they are killed at the end."""
     programs: list[Program] = []
 
-    def start_program(source: str, **settings: object) -> Program:
+    def start_program(source: str | list[str], **settings: object) -> Program:
         program = Program(source, domain, meeting, **settings)
         programs.append(program)
         return program
@@ -152,30 +164,30 @@ def start(domain: str, meeting: str) -> Iterator[Start]:
         program.close()
 
 
-# ---- payloads -----------------------------------------------------------------------------------
-
-
-def pattern(origin: str, sequence: int, nbytes: int) -> bytes:
-    """Bytes that only this sample of this publisher has, so that a mixture of two is seen anywhere."""
-    unit = int(origin[:16], 16).to_bytes(8, "little") + sequence.to_bytes(8, "little")
-    return (unit * (nbytes // 16 + 1))[:nbytes]
-
-
-def is_whole(sample) -> bool:
-    """Whether a sample is what its publisher wrote as this sequence, in every byte."""
-    return sample.payload == pattern(sample.publisher, sample.sequence, sample.nbytes)
-
-
 # ---- what a process has ---------------------------------------------------------------------------
 
 
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+class Belongings(NamedTuple):
+    """What a process has open and mapped, but for the segments of its own publishers: `stats().memory` tells
+    of those."""
 
+    descriptors: int
+    mappings: int
 
-def mappings(pid: int) -> int:
-    """Mapped memory of the bus."""
-    return sum("memfd:vbus" in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    @classmethod
+    def of(cls, pid: int) -> "Belongings":
+        gc.collect()
+        files = []
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                files.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        own = sum("memfd:vbus-data" in file for file in files)
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return cls(len(files) - own, sum("memfd:vbus" in line for line in maps) - own)
+
+    def at_most(self, before: "Belongings", slack: int = 8) -> bool:
+        """The slack is for what is held for a moment: far less than one per event that a test repeats."""
+        return all(now <= then + slack for now, then in zip(self, before))
 
 
 def until(true: Callable[[], object], what: str, seconds: float = WATCHDOG) -> None:

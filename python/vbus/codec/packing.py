@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import msgpack  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
 from .arrays import is_array, plain_scalar
 from .outofband import ARRAY, Arrays, HasArrays, Reader
 
+TYPE_CHECKING = False  # typing itself takes longer to import than msgpack
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from . import Encoded
 
