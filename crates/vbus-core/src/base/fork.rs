@@ -6,12 +6,10 @@
 
 use std::sync::Once;
 
-#[allow(clippy::disallowed_types, reason = "a static of the process, not a word that loom models")]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::descriptor;
 
-#[allow(clippy::disallowed_types, reason = "as above")]
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static INSTALLED: Once = Once::new();
 

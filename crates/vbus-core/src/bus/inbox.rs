@@ -24,7 +24,8 @@ const TAKES_PER_LOOK: u32 = 32;
 /// The links of one subscriber.
 #[derive(Default)]
 pub(super) struct Inbox {
-    groups: Vec<Group>,
+    /// A place is empty after its neighbour went, until the next one comes.
+    groups: Vec<Option<Group>>,
     entries: Vec<Option<Entry>>,
     next_group: usize,
     takes: u32,
@@ -44,6 +45,8 @@ struct Group {
     next_bit: u32,
     by_bit: Vec<Vec<usize>>,
     links: u32,
+    /// The neighbour went: the last link takes the group along.
+    left: bool,
 }
 
 /// One link, and what was counted.
@@ -92,24 +95,50 @@ impl Inbox {
 
     /// The group of a neighbour, if it has one.
     pub(super) fn group_of(&self, node: Id) -> Option<usize> {
-        self.groups.iter().position(|group| group.node == node)
+        self.groups.iter().position(|group| group.as_ref().is_some_and(|group| group.node == node))
     }
 
     /// Adds a group; its number.
     pub(super) fn add_group(&mut self, node: Id, entry: BoardEntry, bell: Arc<Descriptor>) -> usize {
         let by_bit = vec![Vec::new(); 64];
-        self.groups.push(Group { node, entry, bell, pending: 0, next_bit: 0, by_bit, links: 0 });
-        self.groups.len() - 1
+        let group = Group { node, entry, bell, pending: 0, next_bit: 0, by_bit, links: 0, left: false };
+        let at = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
+        if at == self.groups.len() {
+            self.groups.push(None);
+        }
+        self.groups[at] = Some(group);
+        at
+    }
+
+    /// A neighbour went: its group goes with the last of its links.
+    pub(super) fn leave_group(&mut self, node: Id) {
+        let Some(at) = self.group_of(node) else { return };
+        self.group_mut(at).left = true;
+        self.drop_group_if_over(at);
+    }
+
+    fn drop_group_if_over(&mut self, at: usize) {
+        if self.groups[at].as_ref().is_some_and(|group| group.left && group.links == 0) {
+            self.groups[at] = None;
+        }
+    }
+
+    fn group(&self, at: usize) -> &Group {
+        self.groups[at].as_ref().expect("a group lives while it has links")
+    }
+
+    fn group_mut(&mut self, at: usize) -> &mut Group {
+        self.groups[at].as_mut().expect("a group lives while it has links")
     }
 
     /// The words of a group.
     pub(super) fn entry(&self, group: usize) -> BoardEntry {
-        self.groups[group].entry.clone()
+        self.group(group).entry.clone()
     }
 
     /// The bit that the next link of a group gets.
     pub(super) fn next_bit(&self, group: usize) -> u8 {
-        let fewest = self.groups[group].by_bit.iter().enumerate().min_by_key(|(_, links)| links.len());
+        let fewest = self.group(group).by_bit.iter().enumerate().min_by_key(|(_, links)| links.len());
         fewest.map_or(0, |(bit, _)| bit as u8)
     }
 
@@ -120,8 +149,9 @@ impl Inbox {
             self.entries.push(None);
         }
         let bit = usize::from(new.bit % 64);
-        self.groups[new.group].by_bit[bit].push(at);
-        self.groups[new.group].links += 1;
+        let group = self.group_mut(new.group);
+        group.by_bit[bit].push(at);
+        group.links += 1;
         self.entries[at] = Some(Entry {
             link: new.link,
             number: new.number,
@@ -150,8 +180,8 @@ impl Inbox {
         for step in 0..count {
             let at = (self.next_group + step) % count;
             self.takes = self.takes.wrapping_add(1);
-            if self.groups[at].pending == 0 || self.takes % TAKES_PER_LOOK == 0 {
-                let group = &mut self.groups[at];
+            let Some(group) = &mut self.groups[at] else { continue };
+            if group.pending == 0 || self.takes.is_multiple_of(TAKES_PER_LOOK) {
                 group.pending |= group.entry.bell().collect();
             }
             if let Some(sample) = self.take_from_group(at) {
@@ -163,20 +193,25 @@ impl Inbox {
     }
 
     fn take_from_group(&mut self, at: usize) -> Option<Sample> {
-        while self.groups[at].pending != 0 {
-            let group = &mut self.groups[at];
+        while let Some(group) = self.groups[at].as_mut().filter(|group| group.pending != 0) {
             let turned = group.pending.rotate_right(group.next_bit);
             let bit = (turned.trailing_zeros() + group.next_bit) % 64;
             group.next_bit = (bit + 1) % 64;
-            for place in 0..group.by_bit[bit as usize].len() {
-                let Some(&link) = self.groups[at].by_bit[bit as usize].get(place) else { break };
+            let mut place = 0;
+            while let Some(&link) =
+                self.groups[at].as_ref().and_then(|group| group.by_bit[bit as usize].get(place))
+            {
                 if let Some(sample) = self.take_from(link) {
                     // Another link of the same bit gets its turn next time.
-                    self.groups[at].by_bit[bit as usize].rotate_left(place + 1);
+                    self.group_mut(at).by_bit[bit as usize].rotate_left(place + 1);
                     return Some(sample);
                 }
+                // One that is over was removed, and the next is in its place.
+                place += usize::from(self.entries[link].is_some());
             }
-            self.groups[at].pending &= !(1 << bit);
+            // The last link of a neighbour that went took the group along.
+            let Some(group) = &mut self.groups[at] else { return None };
+            group.pending &= !(1 << bit);
         }
         None
     }
@@ -227,9 +262,10 @@ impl Inbox {
     /// Removes a link; what still waited counts as dropped for a cause, or as lost.
     fn remove(&mut self, at: usize, cause: Option<Cause>) {
         let Some(entry) = self.entries[at].take() else { return };
-        let group = &mut self.groups[entry.group];
+        let group = self.group_mut(entry.group);
         group.by_bit[entry.bit].retain(|&link| link != at);
         group.links -= 1;
+        self.drop_group_if_over(entry.group);
         let counts = entry.stats(Id::from_bytes([0; 16]));
         let ended = &mut self.ended;
         ended.sent += counts.sent;
@@ -249,14 +285,16 @@ impl Inbox {
         for entry in self.entries.iter_mut().flatten() {
             if which(entry.source.publisher, entry.number, entry.pair.as_ref()) {
                 entry.ending = Some(ending);
-                self.groups[entry.group].pending |= 1 << entry.bit;
+                if let Some(group) = &mut self.groups[entry.group] {
+                    group.pending |= 1 << entry.bit;
+                }
             }
         }
     }
 
     /// Looks at all links again, whatever their bells say: something changed.
     pub(super) fn poll_all(&mut self) {
-        self.groups.iter_mut().for_each(|group| group.pending = u64::MAX);
+        self.groups.iter_mut().flatten().for_each(|group| group.pending = u64::MAX);
     }
 
     /// Discards everything; the links that were there, to tell their publishers.
@@ -292,12 +330,12 @@ impl Inbox {
     /// Whether a take may find something. A look at each group, no more.
     #[inline]
     pub(super) fn may_have(&self) -> bool {
-        self.closed || self.groups.iter().any(|group| group.pending != 0 || group.entry.bell().is_ready())
+        self.closed || self.groups.iter().flatten().any(|group| group.pending != 0 || group.entry.bell().is_ready())
     }
 
     /// Whether a take would find something.
     pub(super) fn has(&mut self) -> bool {
-        for group in &mut self.groups {
+        for group in self.groups.iter_mut().flatten() {
             group.pending |= group.entry.bell().collect();
             let mut bits = group.pending;
             while bits != 0 {
@@ -317,19 +355,19 @@ impl Inbox {
 
     /// Asks to be rung by everyone. True: something came meanwhile, do not sleep.
     pub(super) fn fall_asleep(&self) -> bool {
-        self.groups.iter().for_each(|group| group.entry.bell().fall_asleep());
+        self.groups.iter().flatten().for_each(|group| group.entry.bell().fall_asleep());
         fence(Ordering::SeqCst);
         self.may_have()
     }
 
     /// Needs no ringing any more.
     pub(super) fn wake(&self) {
-        self.groups.iter().for_each(|group| group.entry.bell().wake());
+        self.groups.iter().flatten().for_each(|group| group.entry.bell().wake());
     }
 
     /// The bell of a group.
     pub(super) fn bell(&self, group: usize) -> Option<&Descriptor> {
-        self.groups.get(group).map(|group| &*group.bell)
+        self.groups.get(group)?.as_ref().map(|group| &*group.bell)
     }
 }
 

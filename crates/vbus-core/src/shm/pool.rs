@@ -440,7 +440,7 @@ mod tests {
     fn classes_waste_at_most_a_quarter() {
         for bytes in (128..200_000).step_by(64) {
             let stride = Class::for_bytes(bytes).stride;
-            assert!(stride >= bytes && stride % LINE == 0, "{bytes} {stride}");
+            assert!(stride >= bytes && stride.is_multiple_of(LINE), "{bytes} {stride}");
             assert!(stride <= bytes + bytes / 4 + 5 * LINE, "{bytes} {stride}");
         }
         assert_eq!(Class::for_bytes((8 << 20) + 128).stride, (8 << 20) + 256);

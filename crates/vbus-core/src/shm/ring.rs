@@ -31,7 +31,7 @@ impl SlotRef {
 
     /// Slot `slot` of segment `segment`, which counts from 1.
     pub fn new(segment: u32, slot: u32) -> Self {
-        assert!(segment >= 1 && segment <= Self::SEGMENTS_MAX && slot < Self::SLOTS_MAX, "slot out of range");
+        assert!((1..=Self::SEGMENTS_MAX).contains(&segment) && slot < Self::SLOTS_MAX, "slot out of range");
         Self((u64::from(segment) << SLOT_BITS) | u64::from(slot))
     }
 
