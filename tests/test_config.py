@@ -167,15 +167,17 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "idle"),
     [
-        {"open": True},
-        {"peers": ["robot:7000"]},
-        {"listen": "[::]:7000"},
-        {"interfaces": ["eth0"]},
-        {"discovery": ["mdns"]},
+        ({"open": True}, ()),
+        ({"listen": "off"}, ()),
+        ({"peers": ["robot:7000"]}, ("peers",)),
+        ({"listen": "[::]:7000", "interfaces": ["eth0"]}, ("listen", "interfaces")),
     ],
 )
-def test_what_needs_the_network_says_that_it_is_not_there_yet(arguments):
-    with pytest.raises(ConfigError, match="not in this version"):
-        resolve(**arguments)
+def test_what_needs_the_network_is_accepted_and_known_to_be_idle(arguments, idle):
+    assert resolve(**arguments).idle == idle
+
+
+def test_without_shm_among_the_discoveries_no_directory_is_joined():
+    assert resolve(discovery=["mdns"]).shm == ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .errors import ConfigError, not_yet, quote
+from .errors import ConfigError, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MEETING_DIRECTORIES = ("/run/vbus", "/dev/shm/vbus", "/tmp/vbus")
 class Settings:
     """What `resolve` found; everything checked."""
 
-    __slots__ = ("domain", "memory", "name", "secret", "shm", "shm_required")
+    __slots__ = ("domain", "idle", "memory", "name", "secret", "shm", "shm_required")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Settings:
         shm: tuple[str, ...],
         shm_required: bool,
         memory: int,
+        idle: tuple[str, ...],
     ) -> None:
         self.name = name
         self.domain = domain
@@ -47,6 +48,8 @@ class Settings:
         """Whether somebody named the directory, so that it must be usable."""
         self.memory = memory
         """Bytes; 0 means a quarter of what the machine or the container has."""
+        self.idle = idle
+        """Settings about the network that were given: they are right, and without effect in this version."""
 
 
 def resolve(
@@ -71,11 +74,10 @@ def resolve(
                 "open and a secret exclude each other: with a secret, only who has it may in; "
                 "leave one of them out"
             )
-        raise not_yet("open=True, which is about strangers on the network,")
-    _network(peers, listen, interfaces)
+    idle = _network(peers, listen, interfaces)
     directories, named = _shm(shm)
     if "shm" not in _discovery(discovery):
-        raise not_yet('discovery without "shm"')
+        directories, named = (), False
     return Settings(
         name=_name(name),
         domain=_domain(domain),
@@ -83,6 +85,7 @@ def resolve(
         shm=directories,
         shm_required=named,
         memory=_memory(memory),
+        idle=idle,
     )
 
 
@@ -205,17 +208,23 @@ def _open(given: object) -> bool:
     return _boolean(os.environ.get("VBUS_OPEN"), "VBUS_OPEN") or False
 
 
-def _network(peers: Iterable[str] | None, listen: str | None, interfaces: Iterable[str] | None) -> None:
-    """Checks what is said about the network, and says that there is none yet."""
-    for peer in _list(peers, "peers", "VBUS_PEERS") or ():
+def _network(
+    peers: Iterable[str] | None, listen: str | None, interfaces: Iterable[str] | None
+) -> tuple[str, ...]:
+    """Checks what is said about the network; the names of what asks for one."""
+    idle: list[str] = []
+    found = _list(peers, "peers", "VBUS_PEERS") or ()
+    for peer in found:
         _check_address(peer, "peers", least_port=1)
-        raise not_yet(f"reaching peers over the network ({quote(peer)})")
+    if found:
+        idle.append("peers")
     address, source = _text(listen, "listen", "VBUS_LISTEN")
     if address is not None and address != "off":
         _check_address(address, source, least_port=0)
-        raise not_yet(f"listening on the network ({source} {quote(address)})")
-    for interface in _list(interfaces, "interfaces", "VBUS_INTERFACES") or ():
-        raise not_yet(f"choosing network interfaces ({quote(interface)})")
+        idle.append("listen")
+    if _list(interfaces, "interfaces", "VBUS_INTERFACES"):
+        idle.append("interfaces")
+    return tuple(idle)
 
 
 def _check_address(address: str, source: str, *, least_port: int) -> None:

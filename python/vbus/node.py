@@ -58,7 +58,7 @@ class Node:
     - `name`: for people; default is the program's name and pid.
     - `domain`: nodes see only those of their own domain; default "default".
     - `secret`: str or bytes, 8 bytes or more; only nodes with the same one join. `vbus keygen` makes one.
-    - `open`, `peers`, `listen`, `interfaces`: about the network, which is not in this version.
+    - `open`, `peers`, `listen`, `interfaces`: about the network; checked, and without effect in this version.
     - `discovery`: any of "shm", "mdns", "peers"; default all.
     - `shm`: the directory where neighbours meet, made if it is missing; False or "off" for none. Default is
       every usable one of /run/vbus, /dev/shm/vbus, /tmp/vbus.
@@ -108,6 +108,8 @@ class Node:
         self._pid = os.getpid()
         self._children: dict[int, ref[Publisher[Any] | Subscriber[Any]]] = {}
         self._log = _Log(self._core)
+        if settings.idle:
+            _warn_no_network(settings.idle)
         _close_at_exit(self)
 
     @property
@@ -567,6 +569,24 @@ def _log_notices(core: CoreNode, done: Any) -> None:
                 logger.log(levels.get(level, logging.INFO), "%s", message)
     finally:
         done.release()
+
+
+def _warn_no_network(settings: tuple[str, ...]) -> None:
+    """Say, once per process, that what was asked of the network has no effect yet."""
+    global _warned_no_network
+    if _warned_no_network:
+        return
+    _warned_no_network = True
+    import logging
+
+    logging.getLogger("vbus").warning(
+        "%s without effect: this version of vbus has no network path yet, nodes meet over shared memory only; "
+        "run both sides on one host with a shared directory",
+        " and ".join(settings),
+    )
+
+
+_warned_no_network = False
 
 
 def _what(channel_or_topic: Channel[Any] | str, type: Any) -> tuple[Channel[Any] | None, str, Any]:

@@ -119,7 +119,7 @@ impl Door {
         meta: &Meta,
     ) -> PyResult<u64> {
         let len = parts.iter().map(|part| part.len()).sum();
-        if len < COPY_AT_ONCE {
+        if len < COPY_AT_ONCE || !self.get(py)?.has_audience() {
             return self.persist(py, |inner| inner.try_publish_copy(parts, encoding, meta, wall_clock_ns()));
         }
         let mut loan = self.loan(py, len, encoding, meta)?;

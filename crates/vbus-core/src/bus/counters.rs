@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! entry (a line)   0 published  1 bytes  2 start of this second  3 published then  4 bytes then
-//!                  5 messages per second, milli   6 bytes per second
+//!                  5 messages per second, milli   6 bytes per second   7 encoding + 1
 //! ```
 
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl Counters {
 
     /// One more message of `bytes` at `now_ns`. The publisher's lock is held: there is one writer.
     #[inline]
-    pub fn count(&self, index: u32, published: u64, bytes: u64, now_ns: u64) {
+    pub fn count(&self, index: u32, published: u64, bytes: u64, now_ns: u64, encoding: u32) {
         if index == NO_COUNTER {
             return;
         }
@@ -63,6 +63,7 @@ impl Counters {
         // Relaxed: figures for people; a reader may see one of them a moment before the other.
         word(0).store(published, Ordering::Relaxed);
         word(1).store(bytes, Ordering::Relaxed);
+        word(7).store(u64::from(encoding) + 1, Ordering::Relaxed);
         let elapsed = now_ns.wrapping_sub(word(2).load(Ordering::Relaxed));
         if elapsed < WINDOW_NS {
             return;
@@ -101,6 +102,13 @@ impl CounterView {
         assert!((index as usize) < ENTRIES && word < 8, "counter out of range");
         // SAFETY: in the mapping, checked above and at its making; aligned; touched as atomics only.
         unsafe { &*self.mapping.as_ptr().add(index as usize * LINE + word * 8).cast::<AtomicU64>() }
+    }
+
+    /// The number of the last sample's encoding, if there was one: see `meta::Encoding::number`.
+    pub fn encoding(&self, index: u32) -> Option<u32> {
+        let said = (index as usize) < ENTRIES;
+        let word = said.then(|| self.word(index, 7).load(Ordering::Relaxed))?;
+        u32::try_from(word.checked_sub(1)?).ok()
     }
 
     /// Messages and bytes per second of a publisher, at `now_ns` of the host's monotonic clock.

@@ -3,6 +3,7 @@
 //! It runs no sample's course. Idle, it sleeps in one `epoll`; the node's state is locked for one event at a
 //! time.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::inbox::Ending;
 use super::interest::{self, by_number};
 use super::node::{Finding, Neighbour, NodeCore, State, TopicMismatch};
 use super::pair::{Pair, Received, receive_packet, send_greeting};
+use super::subscriber::SubscriberCore;
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::notice::Level;
@@ -377,6 +379,8 @@ fn on_message(
         }
         Message::PublisherGone(id) => {
             neighbour.publishers.remove(&id);
+            // Links over which samples still wait keep the table.
+            neighbour.tables.remove(&id);
             state.mismatches.retain(|mismatch| mismatch.publisher != id);
         }
         Message::Subscriber(announced) => {
@@ -407,12 +411,12 @@ fn on_message(
             open_link(neighbour, number, (board, entry, bit), files)?;
         }
         Message::LinkLeft(number) => {
-            if let Some((publisher, _)) = neighbour.out.get(&number) {
+            if let Some((publisher, _)) = neighbour.out.remove(&number) {
                 publisher.leave_link(by_number(&pair, number));
             }
         }
         Message::LinkEnded(number) => {
-            if let Some(incoming) = neighbour.incoming.get(&number) {
+            if let Some(incoming) = neighbour.incoming.remove(&number) {
                 let over = |_, its, pair_of: Option<&Arc<Pair>>| {
                     its == number && pair_of.is_some_and(|its| Arc::ptr_eq(its, &pair))
                 };
@@ -526,6 +530,7 @@ fn leave_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
         publisher.leave_link(by_number(&pair, *number));
     }
     end_incoming(neighbour, Ending::Closed);
+    leave_groups(&state.subscribers, peer);
     neighbour.publishers.clear();
     neighbour.subscribers.clear();
     core.changed.notify_all();
@@ -538,6 +543,11 @@ fn end_incoming(neighbour: &mut Neighbour, ending: Ending) {
         incoming.subscriber.inbox.lock().end(ending, over);
         incoming.subscriber.stir();
     }
+}
+
+/// Nothing new will come to our subscribers from a node.
+fn leave_groups(subscribers: &HashMap<Id, Arc<SubscriberCore>>, peer: Id) {
+    subscribers.values().for_each(|subscriber| subscriber.inbox.lock().leave_group(peer));
 }
 
 /// A connection is at an end: what the neighbour held comes back, what it sent can still be taken.
@@ -561,6 +571,7 @@ fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) 
         });
     }
     end_incoming(&mut neighbour, Ending::Died);
+    leave_groups(&state.subscribers, peer);
     state.mismatches.retain(|mismatch| {
         !neighbour.publishers.contains_key(&mismatch.publisher)
             && !neighbour.subscribers.contains_key(&mismatch.subscriber)

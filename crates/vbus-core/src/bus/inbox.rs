@@ -93,9 +93,10 @@ impl Inbox {
         Self { spin, ..Self::default() }
     }
 
-    /// The group of a neighbour, if it has one.
+    /// The group of a neighbour, if it has one and did not leave.
     pub(super) fn group_of(&self, node: Id) -> Option<usize> {
-        self.groups.iter().position(|group| group.as_ref().is_some_and(|group| group.node == node))
+        let is_its = |group: &Group| group.node == node && !group.left;
+        self.groups.iter().position(|group| group.as_ref().is_some_and(is_its))
     }
 
     /// Adds a group; its number.
@@ -330,7 +331,8 @@ impl Inbox {
     /// Whether a take may find something. A look at each group, no more.
     #[inline]
     pub(super) fn may_have(&self) -> bool {
-        self.closed || self.groups.iter().flatten().any(|group| group.pending != 0 || group.entry.bell().is_ready())
+        self.closed
+            || self.groups.iter().flatten().any(|group| group.pending != 0 || group.entry.bell().is_ready())
     }
 
     /// Whether a take would find something.

@@ -234,6 +234,8 @@ pub struct TopicEntry {
     pub publishers: Vec<TopicPoint>,
     /// Those whose pattern matches.
     pub subscribers: Vec<TopicPoint>,
+    /// How the last sample was encoded, as far as is known.
+    pub encoding: &'static str,
     /// Samples per second.
     pub rate: f64,
     /// Payload bytes per second.
@@ -569,29 +571,31 @@ impl NodeCore {
         let state = self.state.lock();
         let mut topics: HashMap<String, TopicEntry> = HashMap::new();
         let mut subscribers: Vec<(String, TopicPoint)> = Vec::new();
-        let mut add = |topic: &str, point: TopicPoint, rates: (f64, f64)| {
+        let mut add = |topic: &str, point: TopicPoint, counted: Counted| {
             let entry = topics.entry(topic.to_owned()).or_insert_with(|| TopicEntry {
                 topic: topic.to_owned(),
                 publishers: Vec::new(),
                 subscribers: Vec::new(),
+                encoding: "",
                 rate: 0.0,
                 bytes_per_second: 0.0,
                 mismatches: Vec::new(),
             });
             entry.publishers.push(point);
-            entry.rate += rates.0;
-            entry.bytes_per_second += rates.1;
+            entry.rate += counted.rate;
+            entry.bytes_per_second += counted.bytes_per_second;
+            if entry.encoding.is_empty() {
+                entry.encoding = counted.encoding;
+            }
         };
-        let rates = |view: Option<&CounterView>, counter| {
-            view.map_or((0.0, 0.0), |view| view.rates(counter, now_ns as u64))
-        };
+        let counted = |view, counter| Counted::read(view, counter, now_ns as u64);
         for publisher in state.publishers.values() {
             let qos = interest::from_wire(&interest::offer_to_wire(&publisher.offer));
             let point = point(publisher.id, &self.info, &publisher.shape, qos);
             add(
                 &publisher.topic,
                 point,
-                rates(self.counters.as_deref().map(Counters::view), publisher.counter),
+                counted(self.counters.as_deref().map(Counters::view), publisher.counter),
             );
         }
         for subscriber in state.subscribers.values() {
@@ -602,7 +606,7 @@ impl NodeCore {
             let peer = &neighbour.pair.peer;
             for its in neighbour.publishers.values() {
                 let point = point(its.id, peer, &its.shape, interest::from_wire(&its.qos));
-                add(&its.topic, point, rates(neighbour.counters.as_ref(), its.counter));
+                add(&its.topic, point, counted(neighbour.counters.as_ref(), its.counter));
             }
             for its in neighbour.subscribers.values() {
                 let point = point(its.id, peer, &its.shape, interest::from_wire(&its.qos));
@@ -691,6 +695,8 @@ impl NodeCore {
         for neighbour in state.neighbours.values_mut() {
             neighbour.pair.send(&Message::SubscriberGone(subscriber.id), &[]);
             neighbour.doors.remove(&subscriber.id);
+            // A link over which a program still holds samples stays, for its slots to come back.
+            neighbour.incoming.retain(|_, incoming| incoming.path.strong_count() > 0);
         }
         state.mismatches.retain(|mismatch| mismatch.subscriber != subscriber.id);
         drop(state);
@@ -722,6 +728,28 @@ impl NodeCore {
         self.notices.close();
         self.changed.notify_all();
         self.wake.ring();
+    }
+}
+
+/// What a publisher's counter says.
+#[derive(Default)]
+struct Counted {
+    rate: f64,
+    bytes_per_second: f64,
+    encoding: &'static str,
+}
+
+impl Counted {
+    fn read(view: Option<&CounterView>, counter: u32, now_ns: u64) -> Self {
+        let Some(view) = view else { return Self::default() };
+        let (rate, bytes_per_second) = view.rates(counter, now_ns);
+        let encoding = match view.encoding(counter) {
+            Some(0) => "raw",
+            Some(1) => "msgpack",
+            Some(2) => "ndarray",
+            _ => "",
+        };
+        Self { rate, bytes_per_second, encoding }
     }
 }
 

@@ -321,6 +321,10 @@ impl State {
 
     /// Takes back the slots that subscribers are done with.
     fn collect(&mut self) {
+        if self.closed {
+            // The ledger is closed with the publisher.
+            return;
+        }
         for at in 0..self.links.len() {
             if self.links[at].as_ref().is_some_and(|link| link.outstanding > 0) {
                 self.collect_from(at);
@@ -611,6 +615,11 @@ impl Publisher {
         let len = parts.iter().map(|part| part.len()).sum();
         let meta = core.encode_meta(len, encoding, meta)?;
         let mut state = core.lock_open()?;
+        if !core.has_audience(&state) {
+            let place = Place::Nowhere(Vec::new());
+            let filled = Filled { place: &place, len, encoding: encoding.number(), meta: &meta, wall_ns };
+            return Ok(Ok(state.commit(core, &filled, 0)));
+        }
         let place = match core.reserve(&mut state, meta.len(), len)? {
             Ok(place) => place,
             Err(blocked) => return Ok(Err(blocked)),
@@ -632,6 +641,11 @@ impl Publisher {
             state.pool.unhold(slot);
         }
         Ok(result)
+    }
+
+    /// Whether anybody gets what is published now, or later from history.
+    pub fn has_audience(&self) -> bool {
+        self.core.has_audience(&self.core.state.lock())
     }
 
     /// Whether waiting for this is allowed by the contract; the error to raise if not.
@@ -743,7 +757,7 @@ impl State {
             }
         }
         if let Some(counters) = &core.counters {
-            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns);
+            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns, filled.encoding);
         }
         sequence
     }
@@ -911,6 +925,10 @@ impl PublisherCore {
             return Err(PublishError::Closed { topic: self.topic.to_string() });
         }
         Ok(state)
+    }
+
+    fn has_audience(&self, state: &State) -> bool {
+        self.offer.history > 0 || state.open_links().next().is_some()
     }
 
     /// The time that the slot carries, where a lifespan needs it.
@@ -1319,6 +1337,7 @@ impl PublisherCore {
         if let Some(counters) = &self.counters {
             counters.give_back(self.counter);
         }
+        state.pool.close();
         drop(state);
         self.stir();
         true

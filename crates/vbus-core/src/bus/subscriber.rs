@@ -415,6 +415,8 @@ impl SubscriberCore {
     /// A publisher of the same node closed.
     pub(super) fn end_link(&self, publisher: Id) {
         self.inbox.lock().end(Ending::Closed, |its, _, pair| its == publisher && pair.is_none());
+        // The link keeps the table while samples wait there.
+        self.local_tables.lock().remove(&publisher);
         self.stir();
     }
 

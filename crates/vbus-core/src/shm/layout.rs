@@ -297,3 +297,88 @@ impl LinkMemory {
         self.word(6, 1)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::shm::segment::create_pair;
+
+    proptest! {
+        #[test]
+        fn what_a_slot_says_lies_in_the_slot_or_is_refused(payload_len: u64, meta_len: u32, lines in 1usize..9) {
+            let stride = lines * LINE;
+            // Lengths as a hostile publisher writes them: anything, and what is almost right.
+            for (payload_len, meta_len) in
+                [(payload_len, meta_len), (payload_len % 600, meta_len % 600), (u64::MAX - payload_len % 600, 0)]
+            {
+                let header = SlotHeader { payload_len, meta_len, ..SlotHeader::default() };
+                if let Some((meta, payload)) = header.places(stride) {
+                    prop_assert!(HEADER <= meta.start && meta.start <= meta.end);
+                    prop_assert!(meta.end <= payload.start && payload.start % LINE == 0);
+                    prop_assert!(payload.start <= payload.end && payload.end <= stride);
+                    prop_assert_eq!((meta.len() as u64, payload.len() as u64), (meta_len.into(), payload_len));
+                } else {
+                    let needed = HEADER as u128 + round_to_line(meta_len as usize) as u128 + u128::from(payload_len);
+                    prop_assert!(needed > stride as u128, "it would have fitted");
+                }
+            }
+        }
+
+        #[test]
+        fn what_fits_into_slot_bytes_has_its_places(meta in 0usize..5000, payload in 0usize..500_000) {
+            let stride = slot_bytes(meta, payload).expect("a size");
+            let header = SlotHeader { payload_len: payload as u64, meta_len: meta as u32, ..SlotHeader::default() };
+            prop_assert!(header.places(stride).is_some());
+            prop_assert!(stride % LINE == 0 && stride < HEADER + meta + payload + 2 * LINE);
+        }
+
+        #[test]
+        fn only_sane_links_have_memory(capacity: u32, returns: u32, entries: u32) {
+            let size = LinkSize { capacity, returns };
+            prop_assert!(!size.is_sane() || (capacity.is_power_of_two() && returns.is_power_of_two()));
+            prop_assert!(LinkSize::for_entries(entries).is_sane());
+        }
+    }
+
+    #[test]
+    fn a_slot_size_beyond_the_address_space_is_none() {
+        assert_eq!(slot_bytes(0, usize::MAX), None);
+        assert_eq!(slot_bytes(usize::MAX - 2 * LINE, 5 * LINE), None);
+    }
+
+    #[test]
+    fn a_link_is_not_read_beyond_its_mapping() {
+        let size = LinkSize { capacity: 512, returns: 512 };
+        let (small, _file) = create_pair("vbus-test", 4096).expect("memory");
+        assert!(LinkMemory::new(Arc::new(small), size).is_none());
+        let (fits, _file) = create_pair("vbus-test", size.bytes()).expect("memory");
+        let memory = LinkMemory::new(Arc::new(fits), size).expect("large enough");
+        assert_eq!((memory.forward().cells.len(), memory.returns().cells.len()), (512, 512));
+    }
+
+    #[test]
+    fn every_word_of_a_link_has_a_place_of_its_own() {
+        let size = LinkSize::for_entries(2);
+        let (mapping, _file) = create_pair("vbus-test", size.bytes()).expect("memory");
+        let memory = LinkMemory::new(Arc::new(mapping), size).expect("large enough");
+        let (forward, returns) = (memory.forward(), memory.returns());
+        let mut words = vec![forward.tail, forward.head, returns.tail, returns.head];
+        words.extend([memory.want_space(), memory.want_slots(), memory.first(), memory.skipped()]);
+        words.extend([memory.overflow(), memory.expired()]);
+        words.extend(Cause::ALL.map(|cause| memory.dropped(cause)));
+        words.extend(forward.cells.iter().chain(returns.cells));
+        for (value, word) in words.iter().enumerate() {
+            word.store(value as u64, Ordering::Relaxed);
+        }
+        assert!(words.iter().enumerate().all(|(value, word)| word.load(Ordering::Relaxed) == value as u64));
+    }
+
+    #[test]
+    #[should_panic(expected = "slot outside of its segment")]
+    fn a_slot_beyond_its_segment_is_our_own_broken_promise() {
+        let (mapping, _file) = create_pair("vbus-test", 4096).expect("memory");
+        Slot::in_mapping(&mapping, 1024, 4);
+    }
+}

@@ -284,3 +284,185 @@ fn segment_of(known: &[Option<ReadSegment>], slot: SlotRef) -> Option<&ReadSegme
         .as_ref()
         .filter(|segment| (slot.slot() as usize + 1) * segment.stride <= segment.mapping.len())
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::layout::LinkSize;
+    use super::super::ring::{ReturnReader, RingWriter};
+    use super::super::segment::{create_data, create_pair, map_data};
+    use super::*;
+
+    const STRIDE: usize = 256;
+
+    /// A publisher's side of a link, as bare as can be, and a subscriber's.
+    struct World {
+        memory: LinkMemory,
+        data: Mapping,
+        readable: Arc<Mapping>,
+        ring: RingWriter,
+        returns: ReturnReader,
+        table: Arc<SegmentTable>,
+        link: InLink,
+    }
+
+    impl World {
+        fn new(size: LinkSize) -> Self {
+            let (mapping, _file) = create_pair("vbus-test", size.bytes()).expect("memory");
+            let memory = LinkMemory::new(Arc::new(mapping), size).expect("made with this size");
+            let (data, file) = create_data("vbus-test", 1 << 20).expect("memory");
+            let table = Arc::<SegmentTable>::default();
+            let path = ReturnPath::new(memory.clone(), Arc::new(()));
+            Self {
+                data,
+                readable: Arc::new(map_data(file, 1 << 20).expect("sealed")),
+                ring: RingWriter::new(size.capacity as usize),
+                returns: ReturnReader::default(),
+                link: InLink::new(memory.clone(), path, Arc::clone(&table)),
+                table,
+                memory,
+            }
+        }
+
+        fn show(&self, segment: u32, stride: usize) {
+            let mapping = Arc::clone(&self.readable);
+            assert!(self.table.insert(segment, ReadSegment { mapping, stride }));
+        }
+
+        fn push(&mut self, slot: SlotRef, header: SlotHeader) {
+            Slot::in_mapping(&self.data, STRIDE, slot.slot()).write_header(&header);
+            self.ring.push(self.memory.forward(), slot);
+        }
+
+        fn came_back(&mut self) -> Vec<SlotRef> {
+            std::iter::from_fn(|| self.returns.next(self.memory.returns()).expect("an honest subscriber"))
+                .map(|bits| SlotRef::from_bits(bits).expect("what was pushed"))
+                .collect()
+        }
+    }
+
+    fn sample(sequence: u64) -> SlotHeader {
+        SlotHeader { sequence, payload_len: 100, ..SlotHeader::default() }
+    }
+
+    #[test]
+    fn a_slot_comes_back_when_the_last_hold_is_dropped_even_after_the_link() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        world.push(SlotRef::new(1, 5), sample(0));
+        let taken = world.link.take().expect("an honest publisher").expect("pushed above");
+        assert_eq!(world.link.path().held(), 1);
+        assert_eq!(world.came_back(), []);
+        let path = Arc::clone(world.link.path());
+        drop(world.link);
+        drop(taken);
+        assert_eq!(path.held(), 0);
+        let back = world.returns.next(world.memory.returns()).expect("an honest subscriber");
+        assert_eq!(back, Some(SlotRef::new(1, 5).bits()));
+    }
+
+    #[test]
+    fn an_entry_waits_for_its_segment_and_those_behind_it_too() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        world.push(SlotRef::new(2, 0), sample(0));
+        world.push(SlotRef::new(1, 1), sample(1));
+        assert!(world.link.take().expect("honest").is_none());
+        assert!(world.link.is_stalled() && !world.link.has_waiting());
+        world.show(2, STRIDE);
+        assert!(!world.link.is_stalled() && world.link.has_waiting());
+        let order: Vec<u64> = std::iter::from_fn(|| world.link.take().expect("honest"))
+            .map(|taken| taken.header.sequence)
+            .collect();
+        assert_eq!(order, [0, 1]);
+    }
+
+    #[test]
+    fn a_slot_outside_of_its_segment_stalls_and_is_never_read() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        for slot in [SlotRef::new(1, (1 << 20) / STRIDE as u32), SlotRef::new(1, SlotRef::SLOTS_MAX - 1)] {
+            world.ring.push(world.memory.forward(), slot);
+            assert!(world.link.take().expect("bounded").is_none());
+            assert!(world.link.is_stalled());
+        }
+    }
+
+    #[test]
+    fn a_slot_that_lies_about_its_lengths_is_broken_and_still_comes_back() {
+        for (payload_len, meta_len) in [
+            (STRIDE as u64, 0),
+            (STRIDE as u64 - 63, 0),
+            (u64::MAX, 0),
+            (1 << 63, u32::MAX),
+            (0, u32::MAX),
+            (0, STRIDE as u32),
+            (1, STRIDE as u32 - 64),
+        ] {
+            let mut world = World::new(LinkSize::for_entries(4));
+            world.show(1, STRIDE);
+            world.push(SlotRef::new(1, 0), SlotHeader { payload_len, meta_len, ..sample(0) });
+            assert!(world.link.take().is_err(), "{payload_len} {meta_len}");
+            assert_eq!(world.came_back(), [SlotRef::new(1, 0)]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_return_ring_is_kept_until_there_is_room() {
+        let size = LinkSize { capacity: 8, returns: 2 };
+        let mut world = World::new(size);
+        world.show(1, STRIDE);
+        (0..8).for_each(|at| world.push(SlotRef::new(1, at), sample(u64::from(at))));
+        let held: Vec<Taken> = std::iter::from_fn(|| world.link.take().expect("honest")).collect();
+        assert_eq!(held.len(), 8);
+        drop(held);
+        assert_eq!(world.memory.overflow().load(Ordering::Relaxed), 6);
+        let path = Arc::clone(world.link.path());
+        let mut back = Vec::new();
+        for _ in 0..4 {
+            back.extend(world.came_back());
+            path.flush_overflow();
+        }
+        back.sort_by_key(|slot| slot.slot());
+        assert_eq!(back, (0..8).map(|at| SlotRef::new(1, at)).collect::<Vec<_>>());
+        assert_eq!(world.memory.overflow().load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_ring_that_was_missed_is_rung_when_the_bell_arrives() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        world.push(SlotRef::new(1, 0), sample(0));
+        world.memory.want_space().store(1, Ordering::Relaxed);
+        let taken = world.link.take().expect("honest");
+        assert!(taken.is_some());
+        let bell = Arc::new(Descriptor::event().expect("a descriptor"));
+        world.link.path().set_space_bell(Arc::clone(&bell));
+        let now = Some(std::time::Duration::ZERO);
+        let files = [std::os::fd::AsFd::as_fd(&*bell)];
+        assert!(crate::base::descriptor::wait_readable(&files, now, None).expect("a poll"));
+    }
+
+    #[test]
+    fn a_segment_that_is_given_up_stays_mapped_for_whoever_holds_a_sample_of_it() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        world.push(SlotRef::new(1, 3), sample(0));
+        let taken = world.link.take().expect("honest").expect("pushed above");
+        world.table.remove(1);
+        world.table.remove(0);
+        world.table.remove(u32::MAX);
+        assert!(world.link.take().expect("honest").is_none());
+        drop(std::mem::replace(&mut world.readable, Arc::new(create_pair("x", 1).expect("memory").0)));
+        // SAFETY: the hold keeps the memory mapped; that is what is tested.
+        let payload = unsafe { std::slice::from_raw_parts(taken.payload, 100) };
+        assert_eq!(payload, [0; 100]);
+    }
+
+    #[test]
+    fn a_segment_number_that_cannot_be_is_refused() {
+        let world = World::new(LinkSize::for_entries(4));
+        let segment = ReadSegment { mapping: Arc::clone(&world.readable), stride: STRIDE };
+        assert!(!world.table.insert(0, segment.clone()));
+        assert!(!world.table.insert(SegmentTable::SEGMENTS_MAX + 1, segment));
+    }
+}

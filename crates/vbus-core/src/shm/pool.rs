@@ -8,7 +8,7 @@
 //! Segments are cut into slots of one class and grow on demand, each as large as all before it together
 //! (up to a bound), so their number, and that of their descriptors, stays small at any size.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::layout::{LINE, Slot};
@@ -160,12 +160,13 @@ pub struct Pool {
     segments: Vec<Option<Segment>>,
     /// Per class: the free slots, the one freed last at the end, and how many there are in all.
     classes: Vec<(Class, Vec<SlotRef>, usize)>,
+    is_closed: bool,
 }
 
 impl Pool {
     /// No slots yet.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, segments: Vec::new(), classes: Vec::new() }
+        Self { budget, segments: Vec::new(), classes: Vec::new(), is_closed: false }
     }
 
     /// The node's bound.
@@ -210,6 +211,9 @@ impl Pool {
         let holds = self.holds_mut(slot);
         assert!(holds.own > 0, "every hold ends once");
         holds.own -= 1;
+        if self.is_closed {
+            return self.close();
+        }
         self.free_if_unheld(slot);
     }
 
@@ -282,6 +286,16 @@ impl Pool {
         retired
     }
 
+    /// No more loans: gives up every segment in which nothing is loaned. Readers keep what they have mapped.
+    pub fn close(&mut self) {
+        self.is_closed = true;
+        for segment in &mut self.segments {
+            let idle = |segment: &Segment| segment.holds.iter().all(|holds| holds.own == 0);
+            segment.take_if(|segment| idle(segment));
+        }
+        self.classes.clear();
+    }
+
     fn class_index(&mut self, class: Class) -> usize {
         self.classes.iter().position(|(known, ..)| *known == class).unwrap_or_else(|| {
             self.classes.push((class, Vec::new(), 0));
@@ -294,18 +308,14 @@ impl Pool {
         let (class, _, existing) = self.classes[at];
         let number = self.free_number()?;
         let mut slots = class.next_segment(existing);
-        let (share, bytes) = loop {
-            let bytes = (slots * class.stride).next_multiple_of(4096);
-            match self.budget.take(bytes as u64) {
-                Some(share) => break (share, bytes),
-                None if slots > 1 => slots /= 2,
-                None => {
-                    let (used, limit) = (self.budget.used(), self.budget.limit());
-                    return Err(Shortage::Budget { wanted: bytes as u64, used, limit });
-                }
+        let (mapping, file, share) = loop {
+            match self.make_segment((slots * class.stride).next_multiple_of(4096)) {
+                Ok(made) => break made,
+                // Less than planned is better than nothing.
+                Err(_) if slots > 1 => slots /= 2,
+                Err(shortage) => return Err(shortage),
             }
         };
-        let (mapping, file) = create_data("vbus-data", bytes).map_err(Shortage::Machine)?;
         self.segments[number as usize - 1] = Some(Segment {
             mapping: Arc::new(mapping),
             file: Arc::new(Descriptor::new(file)),
@@ -318,6 +328,15 @@ impl Pool {
         free.extend((0..slots as u32).rev().map(|slot| SlotRef::new(number, slot)));
         *total += slots;
         Ok(())
+    }
+
+    fn make_segment(&self, bytes: usize) -> Result<(Mapping, OwnedFd, Share), Shortage> {
+        let Some(share) = self.budget.take(bytes as u64) else {
+            let (used, limit) = (self.budget.used(), self.budget.limit());
+            return Err(Shortage::Budget { wanted: bytes as u64, used, limit });
+        };
+        let (mapping, file) = create_data("vbus-data", bytes).map_err(Shortage::Machine)?;
+        Ok((mapping, file, share))
     }
 
     /// A number that no segment has, its place made.

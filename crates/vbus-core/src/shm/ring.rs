@@ -329,3 +329,244 @@ impl ReturnReader {
         Ok(Some(bits))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A ring in plain memory.
+    struct Memory {
+        tail: AtomicU64,
+        head: AtomicU64,
+        cells: Vec<AtomicU64>,
+    }
+
+    impl Memory {
+        fn new(capacity: usize) -> Self {
+            let cells = (0..capacity).map(|_| AtomicU64::new(0)).collect();
+            Self { tail: AtomicU64::new(0), head: AtomicU64::new(0), cells }
+        }
+
+        fn words(&self) -> Words<'_> {
+            Words { tail: &self.tail, head: &self.head, cells: &self.cells }
+        }
+
+        fn spoil(&self, (which, value): (usize, u64)) {
+            match which % (self.cells.len() + 2) {
+                0 => self.tail.store(value, Ordering::Relaxed),
+                1 => self.head.store(value, Ordering::Relaxed),
+                cell => self.cells[cell - 2].store(value, Ordering::Relaxed),
+            }
+        }
+    }
+
+    fn capacities() -> impl Strategy<Value = usize> {
+        (1u32..6).prop_map(|bits| 1 << bits)
+    }
+
+    /// Words as a hostile neighbour chooses them: anything, and what is almost right.
+    fn garbage() -> impl Strategy<Value = (usize, u64)> {
+        let value = prop_oneof![
+            any::<u64>(),
+            0u64..80,
+            (u64::MAX - 80)..,
+            (0u64..80, 0u64..4, 0u64..4)
+                .prop_map(|(position, segment, slot)| { position << REF_BITS | segment << SLOT_BITS | slot }),
+        ];
+        (any::<usize>(), value)
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Push,
+        Take,
+        Refuse,
+        Withdraw,
+        Observe,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => Just(Step::Push),
+            2 => Just(Step::Take),
+            1 => Just(Step::Refuse),
+            1 => Just(Step::Withdraw),
+            1 => Just(Step::Observe),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    proptest! {
+        #[test]
+        fn a_ring_is_a_queue_that_both_ends_may_take_from(capacity in capacities(), steps in steps()) {
+            let memory = Memory::new(capacity);
+            let (mut writer, mut reader) = (RingWriter::new(capacity), RingReader::default());
+            let mut queue = VecDeque::new();
+            let (mut pushed, mut taken, mut withdrawn) = (0, 0, 0);
+            for step in steps {
+                match step {
+                    Step::Push => {
+                        writer.observe(memory.words()).expect("an honest reader");
+                        prop_assert_eq!(writer.is_full(), queue.len() == capacity);
+                        if !writer.is_full() {
+                            let slot = SlotRef::new(1 + pushed as u32 % 3, pushed as u32);
+                            writer.push(memory.words(), slot);
+                            queue.push_back(slot);
+                            pushed += 1;
+                        }
+                    }
+                    Step::Take => {
+                        let expected = queue.pop_front().map_or(Take::Empty, Take::Taken);
+                        taken += u64::from(expected != Take::Empty);
+                        prop_assert_eq!(reader.take(memory.words(), |_| true), Ok(expected));
+                    }
+                    Step::Refuse => {
+                        let mut seen = None;
+                        let looked = reader.take(memory.words(), |slot| {
+                            seen = Some(slot);
+                            false
+                        });
+                        prop_assert_eq!(seen, queue.front().copied());
+                        prop_assert_eq!(looked, Ok(seen.map_or(Take::Empty, |_| Take::Stalled)));
+                    }
+                    Step::Withdraw => {
+                        let expected = queue.pop_front();
+                        withdrawn += u64::from(expected.is_some());
+                        prop_assert_eq!(writer.withdraw_oldest(memory.words()), expected);
+                    }
+                    Step::Observe => {
+                        writer.observe(memory.words()).expect("an honest reader");
+                        prop_assert_eq!(writer.waiting() as usize, queue.len());
+                        prop_assert_eq!(writer.taken(), taken);
+                        prop_assert_eq!(writer.peek_oldest(), queue.front().copied());
+                    }
+                }
+                prop_assert!(writer.waiting() as usize >= queue.len(), "never less than the truth");
+                prop_assert_eq!(writer.pushed(), pushed);
+                prop_assert_eq!(writer.pushed(), writer.taken() + withdrawn + writer.waiting());
+            }
+        }
+
+        #[test]
+        fn a_return_ring_is_a_queue(capacity in capacities(), steps in prop::collection::vec(any::<bool>(), 0..300)) {
+            let memory = Memory::new(capacity);
+            let (mut writer, mut reader) = (ReturnWriter::default(), ReturnReader::default());
+            let mut queue = VecDeque::new();
+            for (at, push) in steps.into_iter().enumerate() {
+                if push {
+                    let slot = SlotRef::new(1, at as u32);
+                    prop_assert_eq!(writer.push(memory.words(), slot), queue.len() < capacity);
+                    if queue.len() < capacity {
+                        queue.push_back(slot.bits());
+                    }
+                } else {
+                    prop_assert_eq!(reader.next(memory.words()), Ok(queue.pop_front()));
+                }
+            }
+        }
+
+        #[test]
+        fn a_hostile_writer_makes_the_reader_stop_and_nothing_worse(
+            capacity in capacities(),
+            spoils in prop::collection::vec(garbage(), 1..60),
+        ) {
+            let memory = Memory::new(capacity);
+            let mut reader = RingReader::default();
+            for spoil in spoils {
+                memory.spoil(spoil);
+                let passed = reader.passed();
+                let mut looks = 0;
+                let took = reader.take(memory.words(), |slot| {
+                    looks += 1;
+                    // Meanwhile the other side writes on, so that there is always more.
+                    memory.tail.fetch_add(1, Ordering::Relaxed);
+                    slot.slot() % 2 == 0
+                });
+                prop_assert!(looks <= 2 * capacity, "bounded work: {looks} looks at {capacity} cells");
+                prop_assert!(reader.passed() >= passed);
+                if let Ok(Take::Taken(slot)) = took {
+                    prop_assert!(slot.segment() >= 1 && slot.slot() < SlotRef::SLOTS_MAX);
+                }
+            }
+        }
+
+        #[test]
+        fn a_hostile_reader_gets_no_slot_twice_out_of_the_writer(
+            capacity in capacities(),
+            spoils in prop::collection::vec((garbage(), any::<bool>()), 1..60),
+        ) {
+            let memory = Memory::new(capacity);
+            let mut writer = RingWriter::new(capacity);
+            let mut withdrawn = Vec::new();
+            for (at, (spoil, withdraw)) in spoils.into_iter().enumerate() {
+                if writer.observe(memory.words()).is_err() {
+                    prop_assert!(memory.head.load(Ordering::Relaxed) > writer.pushed());
+                }
+                if !writer.is_full() {
+                    writer.push(memory.words(), SlotRef::new(1, at as u32));
+                }
+                memory.spoil(spoil);
+                if withdraw {
+                    withdrawn.extend(writer.withdraw_oldest(memory.words()));
+                }
+                prop_assert!(writer.waiting() as usize <= capacity);
+                let gone = withdrawn.len() as u64;
+                prop_assert_eq!(writer.pushed(), writer.taken() + gone + writer.waiting());
+            }
+            let distinct: std::collections::HashSet<_> = withdrawn.iter().collect();
+            prop_assert_eq!(distinct.len(), withdrawn.len());
+        }
+
+        #[test]
+        fn a_hostile_return_ring_is_refused_and_bounded(
+            capacity in capacities(),
+            spoils in prop::collection::vec(garbage(), 1..60),
+        ) {
+            let memory = Memory::new(capacity);
+            let (mut writer, mut reader) = (ReturnWriter::default(), ReturnReader::default());
+            for (at, spoil) in spoils.into_iter().enumerate() {
+                memory.spoil(spoil);
+                let mut given = 0;
+                // Without new lies, at most what the ring can have.
+                while let Ok(Some(_)) = reader.next(memory.words()) {
+                    given += 1;
+                    prop_assert!(given <= 2 * capacity, "bounded work");
+                }
+                memory.spoil(spoil);
+                writer.push(memory.words(), SlotRef::new(1, at as u32));
+            }
+        }
+
+        #[test]
+        fn only_bits_that_a_slot_can_have_become_one(bits: u64) {
+            if let Some(slot) = SlotRef::from_bits(bits) {
+                prop_assert_eq!(SlotRef::new(slot.segment(), slot.slot()).bits(), bits);
+            } else {
+                prop_assert!(bits >> REF_BITS != 0 || bits >> SLOT_BITS == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_beyond_the_tail_is_told_with_the_numbers() {
+        let memory = Memory::new(2);
+        let mut writer = RingWriter::new(2);
+        memory.head.store(9, Ordering::Relaxed);
+        let broken = writer.observe(memory.words()).expect_err("nothing was pushed");
+        assert_eq!(broken, Broken { word: "head", found: 9, bound: 0 });
+    }
+
+    #[test]
+    fn an_entry_of_another_lap_is_passed_over() {
+        let memory = Memory::new(2);
+        let mut reader = RingReader::default();
+        memory.tail.store(1, Ordering::Relaxed);
+        memory.cells[0].store(entry(2, SlotRef::new(1, 7)), Ordering::Relaxed);
+        assert_eq!(reader.take(memory.words(), |_| true), Ok(Take::Empty));
+        assert_eq!(reader.passed(), 1);
+    }
+}
