@@ -175,19 +175,26 @@ class Belongings(NamedTuple):
     mappings: int
 
     @classmethod
-    def of(cls, pid: int) -> "Belongings":
+    def of(cls, pid: int, feeder: int | None = None) -> "Belongings":
+        """The process `feeder` shows its segments to this one, so they do not count either."""
         gc.collect()
-        files = []
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                files.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        files = _files(pid)
         own = sum("memfd:vbus-data" in file for file in files)
         maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        return cls(len(files) - own, sum("memfd:vbus" in line for line in maps) - own)
+        shown = sum("memfd:vbus-data" in file for file in _files(feeder)) if feeder else 0
+        return cls(len(files) - own, sum("memfd:vbus" in line for line in maps) - own - shown)
 
     def at_most(self, before: "Belongings", slack: int = 8) -> bool:
         """The slack is for what is held for a moment: far less than one per event that a test repeats."""
         return all(now <= then + slack for now, then in zip(self, before))
+
+
+def _files(pid: int) -> list[str]:
+    files = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            files.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return files
 
 
 def until(true: Callable[[], object], what: str, seconds: float = WATCHDOG) -> None:

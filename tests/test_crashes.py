@@ -31,7 +31,7 @@ import vbus
 
 __all__ = ["chance", "start"]
 
-KILLS = 1200 if SOAK else 30
+KILLS = 1200 if SOAK else 60
 WARM_UP = 12
 
 
@@ -162,7 +162,7 @@ def test_whoever_is_killed_whenever_nobody_else_notices(chance, join, start, mee
         until(lambda: [peer.name for peer in node.peers()] == ["faithful"], "the dead are gone")
 
     def belongings() -> list[Belongings]:
-        return [Belongings.of(os.getpid()), Belongings.of(faithful.pid)]
+        return [Belongings.of(os.getpid()), Belongings.of(faithful.pid, feeder=os.getpid())]
 
     kill_some(WARM_UP)
     before = belongings()

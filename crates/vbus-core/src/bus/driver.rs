@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 
 use super::counters::{COUNTERS_BYTES, CounterView};
 use super::greeting::{Greeting, Own, Step, Why};
@@ -25,12 +25,13 @@ use crate::base::notice::Level;
 use crate::shm::board::{BOARD_BYTES, BoardEntry};
 use crate::shm::layout::LINE;
 use crate::shm::link::ReadSegment;
-use crate::shm::meeting::{Connect, Meeting};
+use crate::shm::meeting::{Connect, Meeting, Watch};
 use crate::shm::segment;
 use crate::wire::control::Message;
 
 const WAKE: u64 = 0;
-const FIRST_LISTENER: u64 = 1;
+const WATCH: u64 = 1;
+const FIRST_LISTENER: u64 = 2;
 /// Tokens of connections; the pidfd of a neighbour has its socket's token plus one.
 pub(super) const FIRST_TOKEN: u64 = 1 << 10;
 /// Strangers that may be in the middle of a greeting.
@@ -39,6 +40,8 @@ const GREETINGS_MAX: usize = 256;
 const ANNOUNCED_MAX: usize = 1 << 16;
 /// Messages of one neighbour that are handled before the others get their turn.
 const BURST: usize = 64;
+/// After so long, those who were too busy to let us in are tried again.
+const KNOCK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts the thread.
 pub(super) fn start(core: Arc<NodeCore>) -> io::Result<JoinHandle<()>> {
@@ -51,36 +54,40 @@ pub(super) fn start(core: Arc<NodeCore>) -> io::Result<JoinHandle<()>> {
 
 /// Has the epoll watch the directories' sockets.
 pub(super) fn watch_meetings(core: &NodeCore, meetings: &[Meeting]) -> io::Result<()> {
-    watch(core, core.wake.as_fd(), WAKE, epoll::EventFlags::IN)?;
+    watch_file(core, core.wake.as_fd(), WAKE, epoll::EventFlags::IN)?;
     for (at, meeting) in meetings.iter().enumerate() {
-        watch(core, meeting.listener(), FIRST_LISTENER + at as u64, epoll::EventFlags::IN)?;
+        watch_file(core, meeting.listener(), FIRST_LISTENER + at as u64, epoll::EventFlags::IN)?;
     }
     Ok(())
 }
 
-fn watch(core: &NodeCore, file: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+fn watch_file(core: &NodeCore, file: BorrowedFd<'_>, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
     Ok(epoll::add(&core.epoll, file, epoll::EventData::new_u64(token), flags)?)
 }
 
-/// Connects to everyone in every directory, to each once.
-pub(super) fn knock_everywhere(core: &Arc<NodeCore>) {
-    let mut state = core.state.lock();
-    let mut reached: Vec<String> = Vec::new();
+/// Connects to everyone in every directory whom we do not know yet, to each once. True: somebody was too busy
+/// and should be tried again.
+fn knock_everywhere(core: &NodeCore, state: &mut State, first: bool) -> bool {
+    let mut reached: Vec<String> = state.neighbours.keys().map(Id::to_string).collect();
     let mut found: Vec<OwnedFd> = Vec::new();
+    let mut busy = false;
     for meeting in &state.meetings {
         for name in meeting.others().unwrap_or_default() {
-            if reached.contains(&name) {
+            // The same name in several directories is the same node; mostly its id.
+            let id = name.rsplit('-').next().and_then(|rest| rest.strip_suffix(".sock")).unwrap_or(&name);
+            if reached.iter().any(|known| known == id) {
                 continue;
             }
             match meeting.connect(&name) {
                 Connect::Connected(file) => {
                     found.push(file);
-                    reached.push(name);
+                    reached.push(id.to_owned());
                 }
                 Connect::Stale => {
                     meeting.collect(&name, SystemTime::now());
                 }
-                Connect::Busy | Connect::Gone => {}
+                Connect::Busy => busy = true,
+                Connect::Gone => {}
                 Connect::Failed(error) => core.notices.tell(Level::Warning, "knock failed", || {
                     format!("a neighbour in {} cannot be reached: {error}", meeting.path().display())
                 }),
@@ -88,9 +95,50 @@ pub(super) fn knock_everywhere(core: &Arc<NodeCore>) {
         }
     }
     for file in found {
-        if let Some(token) = greet(core, &mut state, file, true) {
+        if let Some(token) = greet(core, state, file, true)
+            && first
+        {
             state.awaited.insert(token);
         }
+    }
+    busy
+}
+
+/// Meets everyone who is there already.
+pub(super) fn meet(core: &NodeCore, meetings: Vec<Meeting>) {
+    let mut state = core.state.lock();
+    state.watch = Watch::new().filter(|watch| {
+        watch_file(core, watch.as_fd(), WATCH, epoll::EventFlags::IN).is_ok()
+            && meetings.iter().all(|meeting| watch.add(meeting.path()))
+    });
+    state.meetings = meetings;
+    state.knock_again = knock_everywhere(core, &mut state, true);
+}
+
+/// Something changed in a directory: if our name is gone from it, we put it there again.
+fn rejoin(core: &NodeCore, state: &mut State) {
+    if !state.watch.as_ref().is_some_and(Watch::drain) {
+        return;
+    }
+    let mut rejoined = false;
+    for at in 0..state.meetings.len() {
+        if state.meetings[at].still_there() {
+            continue;
+        }
+        // Who knocked at the old name comes in first; then the old socket, and its place in the epoll, go.
+        accept_all(core, state, at);
+        let meeting = &mut state.meetings[at];
+        if meeting.rejoin().is_err() {
+            continue;
+        }
+        let token = FIRST_LISTENER + at as u64;
+        let _ = watch_file(core, meeting.listener(), token, epoll::EventFlags::IN);
+        let path = meeting.path().to_owned();
+        let _ = state.watch.as_ref().is_some_and(|watch| watch.add(&path));
+        rejoined = true;
+    }
+    if rejoined {
+        state.knock_again |= knock_everywhere(core, state, false);
     }
 }
 
@@ -104,7 +152,8 @@ fn greet(core: &NodeCore, state: &mut State, file: OwnedFd, initiator: bool) -> 
     let token = state.next_token;
     state.next_token += 2;
     let greeting = Greeting::new(Descriptor::new(file), initiator);
-    watch(core, greeting.socket.as_fd(), token, epoll::EventFlags::IN | epoll::EventFlags::RDHUP).ok()?;
+    watch_file(core, greeting.socket.as_fd(), token, epoll::EventFlags::IN | epoll::EventFlags::RDHUP)
+        .ok()?;
     if initiator && !say(core, &greeting, &greeting.own_hello(&own(core))) {
         return None;
     }
@@ -129,10 +178,11 @@ fn run(core: &Arc<NodeCore>) {
     let mut buffer = Vec::new();
     let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
     let mut events = [nothing; 64];
-    let mut pause: Option<rustix::event::Timespec> = None;
     loop {
+        let again = core.state.lock().knock_again;
+        let pause = again.then_some(Timespec { tv_sec: 0, tv_nsec: KNOCK_AGAIN.as_nanos() as i64 });
         let count = epoll::wait(&core.epoll, &mut events, pause.as_ref()).unwrap_or(0);
-        pause = None;
+        let mut look_away = false;
         for event in &events[..count] {
             let mut state = core.state.lock();
             if state.closing {
@@ -142,11 +192,9 @@ fn run(core: &Arc<NodeCore>) {
                 WAKE => {
                     core.wake.silence();
                 }
+                WATCH => rejoin(core, &mut state),
                 listener if listener < FIRST_TOKEN => {
-                    if !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize) {
-                        // No descriptor is free: look away for a moment, or we would spin.
-                        pause = Some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 });
-                    }
+                    look_away |= !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize);
                 }
                 token if state.greetings.contains_key(&token) => {
                     on_greeting(core, &mut state, token, &mut buffer);
@@ -154,12 +202,16 @@ fn run(core: &Arc<NodeCore>) {
                 token => on_neighbour(core, &mut state, token, event.flags, &mut buffer),
             }
         }
-        if let Some(pause) = &pause {
-            std::thread::park_timeout(Duration::from_nanos(pause.tv_nsec as u64));
+        if look_away {
+            // No descriptor is free, and the listener stays readable: we would spin.
+            std::thread::park_timeout(KNOCK_AGAIN);
         }
         let mut state = core.state.lock();
         if state.closing {
             return;
+        }
+        if again && count == 0 {
+            state.knock_again = knock_everywhere(core, &mut state, false);
         }
         tend(core, &mut state);
     }
@@ -309,7 +361,7 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     let pair = Pair::new(peer, greeting.socket, Arc::clone(&core.wake));
     if let Some(pidfd) = &greeting.pidfd {
         // A bad one costs its sender the second proof of its death, nobody else anything.
-        let _ = watch(core, pidfd.as_fd(), token + 1, epoll::EventFlags::IN);
+        let _ = watch_file(core, pidfd.as_fd(), token + 1, epoll::EventFlags::IN);
     }
     state.tokens.insert(token, id);
     state.tokens.insert(token + 1, id);

@@ -30,7 +30,7 @@ use crate::base::memory;
 use crate::base::notice::{Level, Notice, Notices};
 use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
 use crate::shm::link::{ReturnPath, SegmentTable};
-use crate::shm::meeting::{Meeting, MeetingError};
+use crate::shm::meeting::{Meeting, MeetingError, Watch};
 use crate::shm::segment::{Mapping, SegmentError};
 use crate::wire::control::{Announcement, LinkNumber, Message, cut_name};
 
@@ -113,6 +113,10 @@ pub(super) struct State {
     pub(super) tokens: HashMap<u64, Id>,
     pub(super) next_token: u64,
     pub(super) meetings: Vec<Meeting>,
+    /// Tells when something changes in a directory; a help that is never needed.
+    pub(super) watch: Option<Watch>,
+    /// Somebody was too busy to let us in.
+    pub(super) knock_again: bool,
     /// Greetings that `Node::new` waits for.
     pub(super) awaited: HashSet<u64>,
     pub(super) findings: Vec<Finding>,
@@ -281,8 +285,7 @@ impl Node {
         let meetings = join_all(&config, id)?;
         let core = NodeCore::new(config, id)?;
         driver::watch_meetings(&core, &meetings)?;
-        core.state.lock().meetings = meetings;
-        driver::knock_everywhere(&core);
+        driver::meet(&core, meetings);
         let thread = driver::start(Arc::clone(&core))?;
         let node = Self { core, driver: Mutex::new(Some(thread)) };
         node.wait_for_neighbours();
