@@ -8,7 +8,6 @@ exactly what the host runs, and nothing is downloaded. Namespaces, seccomp, limi
 `find_engine()` starts one to see whether it can, and says why not if it cannot.
 """
 
-import hashlib
 import io
 import os
 import secrets
@@ -176,13 +175,13 @@ def first_that_works(
 
 def import_image(program: str) -> str:
     """Give the engine the image of empty directories; its name."""
-    archive = skeleton()
-    tag = f"vbus-skeleton:{hashlib.sha256(archive).hexdigest()[:12]}"
+    # A name of its own: who comes at the same time, and goes first, takes away his own.
+    tag = f"vbus-skeleton:{secrets.token_hex(4)}"
     # Docker's own names have no host; podman's must, or it asks where to look.
     image = f"localhost/{tag}" if program.endswith("podman") else tag
     done = subprocess.run(
         [program, "import", "-", image],
-        input=archive,
+        input=skeleton(),
         capture_output=True,
         check=False,
         timeout=PROBE_LIMIT_S,

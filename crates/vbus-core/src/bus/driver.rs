@@ -72,6 +72,9 @@ fn knock_everywhere(core: &NodeCore, state: &mut State, first: bool) -> bool {
     let mut found: Vec<OwnedFd> = Vec::new();
     let mut busy = false;
     for meeting in &state.meetings {
+        if first {
+            meeting.collect_temporary(SystemTime::now());
+        }
         for name in meeting.others().unwrap_or_default() {
             // The same name in several directories is the same node; mostly its id.
             let id = name.rsplit('-').next().and_then(|rest| rest.strip_suffix(".sock")).unwrap_or(&name);
@@ -115,12 +118,16 @@ pub(super) fn meet(core: &NodeCore, meetings: Vec<Meeting>) {
     state.knock_again = knock_everywhere(core, &mut state, true);
 }
 
-/// Something changed in a directory: if our name is gone from it, we put it there again.
-fn rejoin(core: &NodeCore, state: &mut State) {
-    if !state.watch.as_ref().is_some_and(Watch::drain) {
-        return;
+/// Something changed in a directory. If our name is gone from it, we put it there again, a moment later: whoever
+/// removes a directory should find it empty when he comes to its end.
+fn on_change(state: &mut State) {
+    if state.watch.as_ref().is_some_and(Watch::drain) {
+        state.knock_again |= state.meetings.iter().any(|meeting| !meeting.still_there());
     }
-    let mut rejoined = false;
+}
+
+/// Puts our name into directories from which it is gone.
+fn rejoin(core: &NodeCore, state: &mut State) {
     for at in 0..state.meetings.len() {
         if state.meetings[at].still_there() {
             continue;
@@ -135,10 +142,6 @@ fn rejoin(core: &NodeCore, state: &mut State) {
         let _ = watch_file(core, meeting.listener(), token, epoll::EventFlags::IN);
         let path = meeting.path().to_owned();
         let _ = state.watch.as_ref().is_some_and(|watch| watch.add(&path));
-        rejoined = true;
-    }
-    if rejoined {
-        state.knock_again |= knock_everywhere(core, state, false);
     }
 }
 
@@ -192,7 +195,7 @@ fn run(core: &Arc<NodeCore>) {
                 WAKE => {
                     core.wake.silence();
                 }
-                WATCH => rejoin(core, &mut state),
+                WATCH => on_change(&mut state),
                 listener if listener < FIRST_TOKEN => {
                     look_away |= !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize);
                 }
@@ -211,6 +214,7 @@ fn run(core: &Arc<NodeCore>) {
             return;
         }
         if again && count == 0 {
+            rejoin(core, &mut state);
             state.knock_again = knock_everywhere(core, &mut state, false);
         }
         tend(core, &mut state);

@@ -318,6 +318,14 @@ impl Meeting {
         name != self.bound.name && self.directory.collect(&self.boot, name, now)
     }
 
+    /// Removes the temporary names of those who died before they listened; young ones are left alone.
+    pub fn collect_temporary(&self, now: SystemTime) {
+        let is_temporary = |name: &String| Name::parse(name).is_some_and(|parsed| parsed.temporary);
+        for name in self.directory.names().unwrap_or_default().iter().filter(|name| is_temporary(name)) {
+            self.collect(name, now);
+        }
+    }
+
     /// Whether others can still find us: neither our socket nor the directory was moved or deleted.
     pub fn still_there(&self) -> bool {
         let socket = self.directory.stat(&self.bound.name);
