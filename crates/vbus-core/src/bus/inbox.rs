@@ -29,6 +29,8 @@ pub(super) struct Inbox {
     entries: Vec<Option<Entry>>,
     next_group: usize,
     takes: u32,
+    /// The link that gave the last sample: polled first, without a look at its bell, but not for ever.
+    hot: Option<usize>,
     ended: SubscriberStats,
     /// How long to look before sleeping.
     pub(super) spin: Spin,
@@ -177,12 +179,21 @@ impl Inbox {
 
     /// Takes the next sample, from the ready links in turn.
     pub(super) fn take(&mut self) -> Option<Sample> {
+        self.takes = self.takes.wrapping_add(1);
+        let in_turn = self.takes.is_multiple_of(TAKES_PER_LOOK);
+        if let Some(hot) = self.hot.filter(|_| !in_turn) {
+            if let Some(sample) = self.take_from(hot) {
+                return Some(sample);
+            }
+        }
+        let hot = self.hot_bit().filter(|_| !in_turn);
         let count = self.groups.len();
         for step in 0..count {
             let at = (self.next_group + step) % count;
-            self.takes = self.takes.wrapping_add(1);
             let Some(group) = &mut self.groups[at] else { continue };
-            if group.pending == 0 || self.takes.is_multiple_of(TAKES_PER_LOOK) {
+            // The bit of the hot link stays set while that one is polled: taken away, its publisher would have
+            // to set it again each time.
+            if (group.pending == 0 || in_turn) && group.news(at, hot) != 0 {
                 group.pending |= group.entry.bell().collect();
             }
             if let Some(sample) = self.take_from_group(at) {
@@ -203,6 +214,7 @@ impl Inbox {
                 self.groups[at].as_ref().and_then(|group| group.by_bit[bit as usize].get(place))
             {
                 if let Some(sample) = self.take_from(link) {
+                    self.hot = Some(link);
                     // Another link of the same bit gets its turn next time.
                     self.group_mut(at).by_bit[bit as usize].rotate_left(place + 1);
                     return Some(sample);
@@ -219,7 +231,7 @@ impl Inbox {
 
     fn take_from(&mut self, at: usize) -> Option<Sample> {
         loop {
-            let entry = self.entries[at].as_mut()?;
+            let entry = self.entries.get_mut(at)?.as_mut()?;
             match entry.link.take() {
                 Ok(Some(taken)) => match entry.accept(taken) {
                     Ok(Some(sample)) => return Some(sample),
@@ -328,26 +340,30 @@ impl Inbox {
 
     // ---- sleeping -------------------------------------------------------------------------------
 
-    /// Whether a take may find something. A look at each group, no more.
+    /// Whether a take may find something. A look at the hot link and at each group, no more.
     #[inline]
-    pub(super) fn may_have(&self) -> bool {
-        self.closed
-            || self.groups.iter().flatten().any(|group| group.pending != 0 || group.entry.bell().is_ready())
+    pub(super) fn may_have(&mut self) -> bool {
+        let hot = self.hot_bit();
+        if self.closed || hot.is_some() && self.hot_has() {
+            return true;
+        }
+        self.groups
+            .iter()
+            .enumerate()
+            .any(|(at, group)| group.as_ref().is_some_and(|group| group.pending | group.news(at, hot) != 0))
     }
 
     /// Whether a take would find something.
     pub(super) fn has(&mut self) -> bool {
+        let entries = &mut self.entries;
         for group in self.groups.iter_mut().flatten() {
             group.pending |= group.entry.bell().collect();
             let mut bits = group.pending;
             while bits != 0 {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                let entries = &mut self.entries;
-                if group.by_bit[bit]
-                    .iter()
-                    .any(|&at| entries[at].as_mut().is_some_and(|entry| entry.link.has_waiting()))
-                {
+                let mut has = |at: usize| entries[at].as_mut().is_some_and(|entry| entry.link.has_waiting());
+                if group.by_bit[bit].iter().any(|&at| has(at)) {
                     return true;
                 }
             }
@@ -355,11 +371,23 @@ impl Inbox {
         false
     }
 
-    /// Asks to be rung by everyone. True: something came meanwhile, do not sleep.
-    pub(super) fn fall_asleep(&self) -> bool {
+    /// Asks to be rung by everyone. True: something is there, do not sleep.
+    pub(super) fn fall_asleep(&mut self) -> bool {
         self.groups.iter().flatten().for_each(|group| group.entry.bell().fall_asleep());
         fence(Ordering::SeqCst);
-        self.may_have()
+        self.closed || self.has()
+    }
+
+    /// The group and bit of the hot link, if no other link has the same: its bell need not be looked at.
+    fn hot_bit(&self) -> Option<(usize, u64)> {
+        let entry = self.entries.get(self.hot?)?.as_ref()?;
+        let alone = self.group(entry.group).by_bit[entry.bit].len() == 1;
+        alone.then_some((entry.group, 1 << entry.bit))
+    }
+
+    fn hot_has(&mut self) -> bool {
+        let hot = self.hot.and_then(|hot| self.entries.get_mut(hot)?.as_mut());
+        hot.is_some_and(|entry| entry.link.has_waiting())
     }
 
     /// Needs no ringing any more.
@@ -370,6 +398,15 @@ impl Inbox {
     /// The bell of a group.
     pub(super) fn bell(&self, group: usize) -> Option<&Descriptor> {
         self.groups.get(group)?.as_ref().map(|group| &*group.bell)
+    }
+}
+
+impl Group {
+    /// The ready bits of the group, which is number `at`, without that of the hot link.
+    #[inline]
+    fn news(&self, at: usize, hot: Option<(usize, u64)>) -> u64 {
+        let polled = hot.map_or(0, |(group, bit)| if group == at { bit } else { 0 });
+        self.entry.bell().ready_bits() & !polled
     }
 }
 

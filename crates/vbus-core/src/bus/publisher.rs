@@ -143,6 +143,8 @@ struct State {
     ended: Ended,
     blocked: Duration,
     spin: Spin,
+    /// Something was pushed and nobody was told yet; never so when the lock is let go.
+    unannounced: bool,
     closed: bool,
 }
 
@@ -599,7 +601,9 @@ impl Publisher {
         if let Some(blocked) = state.find_blocked(&self.core, &loan.place, now_ns) {
             return Ok(Err(blocked));
         }
-        Ok(Ok(state.commit(&self.core, &filled, now_ns)))
+        let sequence = state.commit(&self.core, &filled, now_ns);
+        state.announce();
+        Ok(Ok(sequence))
     }
 
     /// Copies a payload and publishes it at once, which for a small one costs less than a loan.
@@ -615,32 +619,50 @@ impl Publisher {
         let len = parts.iter().map(|part| part.len()).sum();
         let meta = core.encode_meta(len, encoding, meta)?;
         let mut state = core.lock_open()?;
-        if !core.has_audience(&state) {
-            let place = Place::Nowhere(Vec::new());
-            let filled = Filled { place: &place, len, encoding: encoding.number(), meta: &meta, wall_ns };
-            return Ok(Ok(state.commit(core, &filled, 0)));
-        }
-        let place = match core.reserve(&mut state, meta.len(), len)? {
-            Ok(place) => place,
-            Err(blocked) => return Ok(Err(blocked)),
-        };
         let now_ns = core.clock_for(&state);
-        let result = match state.find_blocked(core, &place, now_ns) {
-            Some(blocked) => Err(blocked),
-            None => {
-                let mut at = 0;
-                for part in parts {
-                    place.write(meta.len(), at, part);
-                    at += part.len();
-                }
-                let filled = Filled { place: &place, len, encoding: encoding.number(), meta: &meta, wall_ns };
-                Ok(state.commit(core, &filled, now_ns))
-            }
-        };
-        if let Place::Slot(slot, _) = place {
-            state.pool.unhold(slot);
-        }
+        let copied = Copied { parts, len, encoding: encoding.number(), meta: &meta, wall_ns, now_ns };
+        let result = state.push_copy(core, &copied)?;
+        state.announce();
         Ok(result)
+    }
+
+    /// Copies and publishes many payloads under one lock, with one look at who sleeps. How many went, in order
+    /// from the first; fewer than all come with who had no room.
+    pub fn try_publish_many<'a>(
+        &self,
+        payloads: impl Iterator<Item = &'a [u8]>,
+        encoding: &Encoding,
+        meta: &Meta,
+        wall_ns: u64,
+    ) -> Result<(usize, Option<Blocked>), PublishError> {
+        let core = &self.core;
+        let mut state = core.lock_open()?;
+        let now_ns = core.clock_for(&state);
+        let mut sent = 0;
+        let mut stop = Ok(None);
+        for payload in payloads {
+            let pushed = core.encode_meta(payload.len(), encoding, meta).and_then(|meta| {
+                let (parts, encoding) = (&[payload][..], encoding.number());
+                let copied = Copied { parts, len: payload.len(), encoding, meta: &meta, wall_ns, now_ns };
+                state.push_copy(core, &copied)
+            });
+            match pushed {
+                Ok(Ok(_)) => sent += 1,
+                Ok(Err(blocked)) => {
+                    stop = Ok(Some(blocked));
+                    break;
+                }
+                Err(error) => {
+                    stop = Err(error);
+                    break;
+                }
+            }
+        }
+        state.announce();
+        match stop {
+            Err(error) if sent == 0 => Err(error),
+            stop => Ok((sent, stop.unwrap_or(None))),
+        }
     }
 
     /// Whether anybody gets what is published now, or later from history.
@@ -731,8 +753,49 @@ struct Filled<'a> {
     wall_ns: u64,
 }
 
+/// A sample that is to be copied.
+struct Copied<'a> {
+    parts: &'a [&'a [u8]],
+    len: usize,
+    encoding: u32,
+    meta: &'a [u8],
+    wall_ns: u64,
+    now_ns: u64,
+}
+
 impl State {
-    /// Gives the sample its sequence number and sends it to everyone.
+    /// Copies a sample into a slot and pushes it to everyone; nobody is rung yet.
+    fn push_copy(
+        &mut self,
+        core: &PublisherCore,
+        copied: &Copied<'_>,
+    ) -> Result<Result<u64, Blocked>, PublishError> {
+        let &Copied { parts, len, encoding, meta, wall_ns, now_ns } = copied;
+        let filled = |place| Filled { place, len, encoding, meta, wall_ns };
+        if !core.has_audience(self) {
+            return Ok(Ok(self.commit(core, &filled(&Place::Nowhere(Vec::new())), now_ns)));
+        }
+        let place = match core.reserve(self, meta.len(), len)? {
+            Ok(place) => place,
+            Err(blocked) => return Ok(Err(blocked)),
+        };
+        let result = match self.find_blocked(core, &place, now_ns) {
+            Some(blocked) => Err(blocked),
+            None => {
+                parts.iter().fold(0, |at, part| {
+                    place.write(meta.len(), at, part);
+                    at + part.len()
+                });
+                Ok(self.commit(core, &filled(&place), now_ns))
+            }
+        };
+        if let Place::Slot(slot, _) = place {
+            self.pool.unhold(slot);
+        }
+        Ok(result)
+    }
+
+    /// Gives the sample its sequence number and pushes it to everyone; nobody is rung yet.
     fn commit(&mut self, core: &PublisherCore, filled: &Filled<'_>, now_ns: u64) -> u64 {
         let sequence = self.sequence;
         self.sequence += 1;
@@ -806,15 +869,18 @@ impl State {
         None
     }
 
-    /// Gives the slot to every open link as its contract says, then rings who sleeps.
+    /// Gives the slot to every open link as its contract says.
     fn push_to_all(&mut self, slot: SlotRef) {
-        let mut pushed = false;
         for at in 0..self.links.len() {
             if self.links[at].as_ref().is_some_and(OutLink::is_open) {
-                pushed |= self.push_to(at, slot);
+                self.unannounced |= self.push_to(at, slot);
             }
         }
-        if !pushed {
+    }
+
+    /// Tells everyone about what was pushed, and rings who sleeps.
+    fn announce(&mut self) {
+        if !std::mem::take(&mut self.unannounced) {
             return;
         }
         // Between all pushes and all looks at sleepers: see `shm::board`.
@@ -909,6 +975,7 @@ impl PublisherCore {
                 ended: Ended::default(),
                 blocked: Duration::ZERO,
                 spin: Spin::default(),
+                unannounced: false,
                 closed: false,
             }),
             node,
@@ -933,7 +1000,9 @@ impl PublisherCore {
 
     /// The time that the slot carries, where a lifespan needs it.
     fn clock_for(&self, state: &State) -> u64 {
+        // History may meet a lifespan later.
         let needed = self.offer.lifespan.is_some()
+            || self.offer.history > 0
             || state.links.iter().flatten().any(|link| link.agreed.lifespan.is_some());
         if needed { monotonic_ns() } else { 0 }
     }

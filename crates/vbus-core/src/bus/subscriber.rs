@@ -194,7 +194,7 @@ impl Subscriber {
         if time.is_zero() {
             return false;
         }
-        let found = spin::look(time, || core.inbox.try_lock().is_none_or(|inbox| inbox.may_have()));
+        let found = spin::look(time, || core.inbox.try_lock().is_none_or(|mut inbox| inbox.may_have()));
         let mut inbox = core.inbox.lock();
         if found {
             inbox.spin.succeeded()

@@ -10,7 +10,7 @@
 //! ```text
 //! publisher:   push     FENCE  ready has my bit?     set it   FENCE  sleeping?  -> ring the eventfd
 //! subscriber:  take the ready bits   FENCE  poll the rings
-//!              sleeping = 1          FENCE  ready still 0?    -> sleep on the eventfd
+//!              sleeping = 1          FENCE  take the bits, FENCE, poll the rings: nothing? -> sleep
 //! ```
 
 use std::sync::Arc;
@@ -59,8 +59,8 @@ impl Bell<'_> {
         bits
     }
 
-    /// Asks to be rung. The caller fences (`SeqCst`) after the last of its bells, checks
-    /// [`Bell::is_ready`] for each, and only then sleeps.
+    /// Asks to be rung. The caller fences (`SeqCst`) after the last of its bells, collects each, polls the rings
+    /// of the bits, and only then sleeps.
     pub fn fall_asleep(self) {
         self.sleeping.store(1, Ordering::Relaxed);
     }
@@ -72,10 +72,16 @@ impl Bell<'_> {
         }
     }
 
+    /// The bits that are set, left in place.
+    #[inline]
+    pub fn ready_bits(self) -> u64 {
+        self.ready.load(Ordering::Relaxed)
+    }
+
     /// Whether a link has something.
     #[inline]
     pub fn is_ready(self) -> bool {
-        self.ready.load(Ordering::Relaxed) != 0
+        self.ready_bits() != 0
     }
 }
 

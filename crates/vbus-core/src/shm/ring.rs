@@ -18,6 +18,8 @@ use crate::base::atomics::{AtomicU64, Ordering};
 
 const REF_BITS: u32 = 40;
 const SLOT_BITS: u32 = 20;
+/// No ring comes so far in a thousand years; beyond it, counting up could overflow.
+const POSITION_MAX: u64 = 1 << 62;
 
 /// A slot of a publisher: which of its segments, and which place in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -195,7 +197,10 @@ impl RingWriter {
 #[derive(Debug, Default)]
 pub struct RingReader {
     head: u64,
+    /// Entries before it are to be looked at.
     tail_seen: u64,
+    /// What the tail said last.
+    tail_read: u64,
 }
 
 /// What [`RingReader::take`] found.
@@ -220,7 +225,7 @@ impl RingReader {
     /// Looks at no more than two laps of cells, whatever the other side writes.
     pub fn take(&mut self, words: Words<'_>, mut ready: impl FnMut(SlotRef) -> bool) -> Result<Take, Broken> {
         for _ in 0..2 {
-            if self.head == self.tail_seen && !self.look(words)? {
+            if self.head == self.tail_seen && !self.peek(words) && !self.look(words)? {
                 return Ok(Take::Empty);
             }
             while self.head < self.tail_seen {
@@ -243,14 +248,25 @@ impl RingReader {
         Ok(Take::Empty)
     }
 
+    /// Whether the next cell has the next entry: then the tail need not be read, which saves the way of a
+    /// cache line from the other side.
+    fn peek(&mut self, words: Words<'_>) -> bool {
+        let there = slot_at(words.cell(self.head).load(Ordering::Acquire), self.head).is_some();
+        self.tail_seen += u64::from(there);
+        there
+    }
+
     /// Reads the tail; false when there is nothing new.
     fn look(&mut self, words: Words<'_>) -> Result<bool, Broken> {
         // Acquire: pairs with the Release of `push`.
         let tail = words.tail.load(Ordering::Acquire);
-        if tail < self.tail_seen {
-            return Err(Broken { word: "tail", found: tail, bound: self.tail_seen });
+        if tail < self.tail_read || tail > POSITION_MAX {
+            let bound = if tail < self.tail_read { self.tail_read } else { POSITION_MAX };
+            return Err(Broken { word: "tail", found: tail, bound });
         }
-        self.tail_seen = tail;
+        self.tail_read = tail;
+        // An entry that was peeked at may be there before its tail.
+        self.tail_seen = tail.max(self.head);
         // What lies more than a lap back was withdrawn, or its cell would not have been used again.
         self.head = self.head.max(tail.saturating_sub(words.cells.len() as u64));
         Ok(self.head < tail)

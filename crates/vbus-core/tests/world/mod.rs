@@ -1,0 +1,133 @@
+//! What the tests of the bus share: a private meeting directory, dice that can be thrown again, payloads that
+//! can be checked, and patience that ends.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use vbus_core::base::id::Id;
+use vbus_core::{Node, NodeConfig};
+
+/// Longer than anything takes that is not stuck.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The largest payload of [`bytes_of`].
+pub(crate) const PAYLOAD_MAX: usize = 3 << 20;
+
+/// A directory where only the nodes of one test meet.
+pub(crate) struct Place(PathBuf);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("vbus-test-{}", Id::random()));
+        std::fs::create_dir(&path).expect("the temporary directory can be written");
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A node that meets here.
+    pub(crate) fn node(&self, name: &str) -> Node {
+        self.node_with(name, 256 << 20)
+    }
+
+    /// A node with so much memory.
+    pub(crate) fn node_with(&self, name: &str, memory: u64) -> Node {
+        let config = NodeConfig {
+            name: name.into(),
+            domain: "test".into(),
+            secret: None,
+            directories: vec![self.0.clone()],
+            required: true,
+            memory,
+            release: "test".into(),
+        };
+        Node::open(config).expect("a node opens in a private directory")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Waits until `done`, looking again and again; fails with `what` when patience ends.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Dice (xorshift64*), the same for the same seed.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self((seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995_cafe_f00d) | 1)
+    }
+
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Less than `end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        ((self.roll() >> 33) % end as u64) as usize
+    }
+
+    pub(crate) fn one_in(&mut self, chances: usize) -> bool {
+        self.below(chances) == 0
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+}
+
+/// What sample `sequence` of a publisher that has this `salt` looks like, told from all others by its bytes.
+pub(crate) fn bytes_of(salt: u64, sequence: u64, len: usize) -> &'static [u8] {
+    static TABLE: OnceLock<Vec<u8>> = OnceLock::new();
+    const TURNS: usize = 1 << 16;
+    let table = TABLE.get_or_init(|| {
+        let mut dice = Dice::new(1);
+        (0..(PAYLOAD_MAX + TURNS) / 8).flat_map(|_| dice.roll().to_le_bytes()).collect()
+    });
+    let at = Dice::new(salt.wrapping_mul(1_000_003) ^ sequence).below(TURNS);
+    &table[at..at + len]
+}
+
+/// How many seeds to run: `normal` of them, or what `VBUS_SOAK` says (1: as many as `soak`).
+pub(crate) fn seeds(normal: u64, soak: u64) -> std::ops::Range<u64> {
+    if let Some(seed) = number_of("VBUS_SEED") {
+        return seed..seed + 1;
+    }
+    match number_of("VBUS_SOAK") {
+        None | Some(0) => 0..normal,
+        Some(1) => 0..soak,
+        Some(count) => 0..count,
+    }
+}
+
+/// Prints the seed when the test fails while this lives.
+pub(crate) struct Seed(pub(crate) u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("to see it again: VBUS_SEED={}", self.0);
+        }
+    }
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a whole number"))
+}
