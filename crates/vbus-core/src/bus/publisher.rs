@@ -50,7 +50,7 @@ pub enum PublishError {
         waited: f64,
     },
     /// `on_full="error"`.
-    #[error("{blocked}; try again later, raise `depth`, or let `on_full` drop")]
+    #[error("{blocked}; {}", blocked.remedy())]
     Full {
         /// Who has no room.
         blocked: Blocked,
@@ -109,6 +109,17 @@ pub struct Blocked {
     pub memory: bool,
     link: LinkIndex,
     fails: bool,
+}
+
+impl Blocked {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        if self.memory {
+            "let its program hold fewer samples, raise `memory`, or let `on_full` drop"
+        } else {
+            "let it read faster, raise `depth`, or let `on_full` drop"
+        }
+    }
 }
 
 /// A publisher: the owner closes it by dropping it.
@@ -686,14 +697,17 @@ impl Publisher {
         let outcome = self.core.wait_for_room(blocked, since, deadline, mask);
         if since.elapsed() >= LONG_WAIT {
             let core = &self.core;
-            core.node.notices.tell(Level::Warning, &format!("slow {} {}", core.id, blocked.subscriber), || {
-                format!(
-                    "publish on {:?} has waited {:.1} s: {blocked}; let it read faster, raise `depth`, or \
-                     choose an `on_full` that drops",
-                    core.topic,
-                    since.elapsed().as_secs_f64()
-                )
-            });
+            core.node.notices.tell(
+                Level::Warning,
+                &format!("slow {} {}", core.id, blocked.subscriber),
+                || {
+                    format!(
+                        "publish has waited {:.1} s: {blocked}; {}",
+                        since.elapsed().as_secs_f64(),
+                        blocked.remedy()
+                    )
+                },
+            );
         }
         outcome
     }
@@ -1051,7 +1065,7 @@ impl PublisherCore {
                 OnFull::DropOldest | OnFull::DropNewest => return Ok(Ok(Place::Nowhere(vec![0; len]))),
                 OnFull::Block | OnFull::Error => {
                     let link = state.links[at].as_ref().expect("found above");
-                    let detail = format!("{shortage}, and it keeps {} bytes of them", link.outstanding_bytes);
+                    let detail = format!("{shortage}; it holds {} bytes", link.outstanding_bytes);
                     return Ok(Err(self.blocked(at, link, detail, true)));
                 }
             }
@@ -1093,7 +1107,7 @@ impl PublisherCore {
 
     fn hoarding(&self, link: &OutLink) -> String {
         format!(
-            "its program holds {} samples, {} bytes in all of the node's {} bytes of memory",
+            "its program holds {} samples, {} bytes of the node's {} bytes of memory",
             link.held(),
             link.outstanding_bytes,
             self.node.budget.limit()
