@@ -18,6 +18,7 @@ class VPub(Pub):
     def __init__(self, node, topic, size):
         self.size = size
         self.pub = node.publisher(topic, bytes, depth=depth(size))
+        self.publish = self.pub.publish
         self.buffer = bytearray(size)
         self.send = self.copy if size <= COPIED_UP_TO else self.lend
 
@@ -25,8 +26,12 @@ class VPub(Pub):
         self.pub.wait_for_subscribers(n)
 
     def copy(self, hdr, src):
-        write_into(self.buffer, hdr, src)
-        self.pub.publish(self.buffer)
+        buffer = self.buffer
+        if src is None:
+            buffer[:16] = hdr
+        else:
+            write_into(buffer, hdr, src)
+        self.publish(buffer)
 
     def lend(self, hdr, src):
         with self.pub.loan(self.size) as loan:
@@ -42,18 +47,18 @@ class VSub(Sub):
         # A program that polls with receive_nowait() never sleeps; `spin` is for those that wait.
         self.sub = node.subscriber(topic, bytes, depth=depth(size), spin=0 if wait == "poll" else None)
         self.take, self.look = self.sub.receive, self.sub.receive_nowait
-        self.sample = None
+
+    # A view keeps its sample; the memory goes back when the caller lets go of the view.
 
     def recv(self):
-        self.sample = sample = self.take()
-        return sample.payload
+        return self.take().payload
 
     def poll(self):
-        self.sample = sample = self.look()
+        sample = self.look()
         return None if sample is None else sample.payload
 
     def release(self):
-        self.sample.release()
+        pass
 
     def close(self):
         self.sub.close()

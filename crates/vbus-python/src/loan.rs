@@ -4,9 +4,9 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyBufferError, PyValueError};
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyMemoryView};
+use pyo3::{ffi, intern};
 use vbus_core::bus;
 
 use crate::publisher::Door;
@@ -87,7 +87,12 @@ impl Loan {
     fn release_views(&self, py: Python<'_>) {
         let views = std::mem::take(&mut *self.views.lock().unwrap_or_else(PoisonError::into_inner));
         for view in views {
-            let _ = view.call_method0(py, "release");
+            // A view that nobody else has is released by going.
+            // SAFETY: a live object's count is read, with the GIL.
+            let shared = unsafe { ffi::Py_REFCNT(view.as_ptr()) } > 1;
+            if shared {
+                let _ = view.call_method0(py, intern!(py, "release"));
+            }
         }
     }
 

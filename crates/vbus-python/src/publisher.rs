@@ -50,7 +50,7 @@ impl Door {
     fn persist<T>(
         &self,
         py: Python<'_>,
-        mut attempt: impl FnMut(&bus::Publisher) -> Result<Result<T, Blocked>, PublishError>,
+        mut attempt: impl FnMut(&bus::Publisher) -> Result<Result<T, Box<Blocked>>, PublishError>,
     ) -> PyResult<T> {
         let inner = self.get(py)?;
         let mut blocked = match attempt(inner).map_err(|error| self.error(py, &error))? {

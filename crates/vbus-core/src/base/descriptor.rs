@@ -7,15 +7,16 @@
 //! eventfd can fill it and make it blocking, and then the write of a neighbour would hang; a send that is told
 //! not to wait never does, whatever the other side did to the socket.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::fork;
+use super::lock::{Mutex, MutexGuard};
 
 /// The descriptors that [`close_in_child`] closes.
 static LISTED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
@@ -110,26 +111,29 @@ impl Drop for Descriptor {
     }
 }
 
+thread_local! {
+    /// The list, held by this thread while it forks.
+    static HELD: Cell<Option<MutexGuard<'static, Vec<RawFd>>>> = const { Cell::new(None) };
+}
+
 /// Held from before a fork until after it, so that the child finds the list whole.
 pub(super) fn lock_list() {
-    std::mem::forget(LISTED.lock());
+    let guard = LISTED.lock();
+    let _ = HELD.try_with(|held| held.set(Some(guard)));
 }
 
 /// Lets go of the list again, in the parent.
 pub(super) fn unlock_list() {
-    // SAFETY: `lock_list` ran in this thread and forgot its guard.
-    unsafe { LISTED.force_unlock() };
+    let _ = HELD.try_with(Cell::take);
 }
 
 /// Closes everything that is listed: in the child, right after the fork.
 pub(super) fn close_in_child() {
-    // SAFETY: the forking thread, which is this one, holds the lock.
-    let listed = unsafe { &mut *LISTED.data_ptr() };
+    let Ok(Some(mut listed)) = HELD.try_with(Cell::take) else { return };
     for number in listed.drain(..) {
         // SAFETY: a listed number is open and ours; the owner forgets it in this child.
         unsafe { libc::close(number) };
     }
-    unlock_list();
 }
 
 /// Waits until one of `files` is readable or `timeout` is over, letting the signals of `mask` in

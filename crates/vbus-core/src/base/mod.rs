@@ -1,9 +1,10 @@
-//! Floor 0: what everything stands on. Ids, the one door to atomics, forks, the machine's memory.
+//! Floor 0: what everything stands on. Ids, the one door to atomics, locks, forks, the machine's memory.
 
 pub mod atomics;
 pub mod budget;
 pub mod descriptor;
 pub mod fork;
 pub mod id;
+pub mod lock;
 pub mod memory;
 pub mod notice;

@@ -4,8 +4,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use parking_lot::{Condvar, Mutex};
 use std::time::Duration;
+
+use super::lock::{Condvar, Mutex};
 
 /// Notices that wait to be read; more are dropped, the first ones say it all.
 const WAITING_MAX: usize = 256;
@@ -65,10 +66,8 @@ impl Notices {
         let mut state = self.state.lock();
         if state.waiting.is_empty() && !state.closed {
             match timeout {
-                None => self.news.wait(&mut state),
-                Some(time) => {
-                    self.news.wait_for(&mut state, time);
-                }
+                None => state = self.news.wait(state),
+                Some(time) => (state, _) = self.news.wait_for(state, time),
             }
         }
         if state.waiting.is_empty() && state.closed {

@@ -7,10 +7,9 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::base::atomics::{AtomicU64, Ordering};
 use crate::base::descriptor::Descriptor;
+use crate::base::lock::Mutex;
 use crate::shm::layout::LINE;
 use crate::shm::segment::{Mapping, SegmentError, create_data};
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::{Condvar, Mutex};
 use rustix::event::epoll;
 
 use super::counters::{CounterView, Counters};
@@ -26,6 +25,7 @@ use crate::base::budget::Budget;
 use crate::base::descriptor::Descriptor;
 use crate::base::fork;
 use crate::base::id::Id;
+use crate::base::lock::{Condvar, Mutex, MutexGuard};
 use crate::base::memory;
 use crate::base::notice::{Level, Notice, Notices};
 use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
@@ -325,12 +325,11 @@ impl Node {
     pub fn wait_for_peers(&self, n: usize, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = self.core.state.lock();
-        while state.neighbours.len() < n {
-            if state.closing || self.core.changed.wait_until(&mut state, deadline).timed_out() {
-                return state.neighbours.len() >= n;
-            }
+        let mut over = false;
+        while state.neighbours.len() < n && !state.closing && !over {
+            (state, over) = self.core.changed.wait_until(state, deadline);
         }
-        true
+        state.neighbours.len() >= n
     }
 
     /// Opens a publisher; returns when the subscribers that are there are linked.
@@ -436,7 +435,9 @@ impl Node {
         let deadline = Instant::now() + MEETING_TIME;
         let mut state = self.core.state.lock();
         while !state.awaited.is_empty() {
-            if self.core.changed.wait_until(&mut state, deadline).timed_out() {
+            let over;
+            (state, over) = self.core.changed.wait_until(state, deadline);
+            if over {
                 state.awaited.clear();
             }
         }
@@ -449,6 +450,10 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.close();
+        if !self.core.born.is_current() {
+            // The driver is not in this child, and its stack may be another thread's: nothing to detach.
+            std::mem::forget(self.driver.try_lock().and_then(|mut driver| driver.take()));
+        }
     }
 }
 
@@ -494,14 +499,14 @@ impl NodeCore {
             pidfd: pidfd.ok().map(Descriptor::new),
             counters: Counters::new().ok().map(Arc::new),
             state: Mutex::new(State { next_token: driver::FIRST_TOKEN, ..State::default() }),
-            changed: Condvar::new(),
+            changed: Condvar::default(),
             tokens: AtomicU32::new(1),
             local_links: AtomicU32::new(1),
             born: fork::Generation::now(),
         }))
     }
 
-    fn lock_open(&self) -> Result<parking_lot::MutexGuard<'_, State>, NodeError> {
+    fn lock_open(&self) -> Result<MutexGuard<'_, State>, NodeError> {
         let state = self.state.lock();
         if state.closing {
             return Err(NodeError::Closed { name: self.info.name.clone() });
@@ -533,7 +538,9 @@ impl NodeCore {
             state.neighbours.get(peer).is_some_and(|neighbour| !neighbour.silent && pending(neighbour))
         };
         while !state.closing && peers.iter().any(|peer| waits(&state, peer)) {
-            if !self.changed.wait_until(&mut state, deadline).timed_out() {
+            let over;
+            (state, over) = self.changed.wait_until(state, deadline);
+            if !over {
                 continue;
             }
             for peer in peers {

@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -15,6 +14,7 @@ use rustix::net::{
 use crate::base::atomics::{AtomicU32, Ordering};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
+use crate::base::lock::Mutex;
 use crate::wire::control::{FILES_MAX, MESSAGE_MAX, Message};
 
 /// Messages that wait for a neighbour that does not read; one that is only stopped for a while fits.

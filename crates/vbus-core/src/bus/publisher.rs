@@ -9,8 +9,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::counters::Counters;
 use super::meta::{Encoding, HEADERS_MAX, Meta};
 use super::node::NodeCore;
@@ -23,6 +21,7 @@ use crate::base::atomics::{AtomicU64, Ordering, fence};
 use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
 use crate::base::fork;
 use crate::base::id::Id;
+use crate::base::lock::{Condvar, Mutex, MutexGuard};
 use crate::base::notice::Level;
 use crate::shm::board::BoardEntry;
 use crate::shm::layout::{Cause, Dropped, LinkMemory, Slot, SlotHeader, slot_bytes};
@@ -45,7 +44,7 @@ pub enum PublishError {
     )]
     Timeout {
         /// Who did not make room.
-        blocked: Blocked,
+        blocked: Box<Blocked>,
         /// Seconds.
         waited: f64,
     },
@@ -53,7 +52,7 @@ pub enum PublishError {
     #[error("{blocked}; {}", blocked.remedy())]
     Full {
         /// Who has no room.
-        blocked: Blocked,
+        blocked: Box<Blocked>,
     },
     /// Larger than the publisher allows.
     #[error("sample of {len} bytes exceeds the limit of {limit}; raise `max_size`")]
@@ -586,7 +585,7 @@ impl Publisher {
         len: usize,
         encoding: Encoding,
         meta: &Meta,
-    ) -> Result<Result<Loan, Blocked>, PublishError> {
+    ) -> Result<Result<Loan, Box<Blocked>>, PublishError> {
         let core = &self.core;
         let meta = core.encode_meta(len, &encoding, meta)?;
         let mut state = core.lock_open()?;
@@ -599,7 +598,7 @@ impl Publisher {
     }
 
     /// Publishes a loan; its sequence number. `Ok(Err(blocked))`: not now, nothing happened.
-    pub fn try_publish(&self, loan: &Loan, wall_ns: u64) -> Result<Result<u64, Blocked>, PublishError> {
+    pub fn try_publish(&self, loan: &Loan, wall_ns: u64) -> Result<Result<u64, Box<Blocked>>, PublishError> {
         let filled = Filled {
             place: &loan.place,
             len: loan.len,
@@ -625,7 +624,7 @@ impl Publisher {
         encoding: &Encoding,
         meta: &Meta,
         wall_ns: u64,
-    ) -> Result<Result<u64, Blocked>, PublishError> {
+    ) -> Result<Result<u64, Box<Blocked>>, PublishError> {
         let core = &self.core;
         let len = parts.iter().map(|part| part.len()).sum();
         let meta = core.encode_meta(len, encoding, meta)?;
@@ -645,7 +644,7 @@ impl Publisher {
         encoding: &Encoding,
         meta: &Meta,
         wall_ns: u64,
-    ) -> Result<(usize, Option<Blocked>), PublishError> {
+    ) -> Result<(usize, Option<Box<Blocked>>), PublishError> {
         let core = &self.core;
         let mut state = core.lock_open()?;
         let now_ns = core.clock_for(&state);
@@ -683,7 +682,7 @@ impl Publisher {
 
     /// Whether waiting for this is allowed by the contract; the error to raise if not.
     pub fn may_wait(&self, blocked: &Blocked) -> Result<(), PublishError> {
-        if blocked.fails { Err(PublishError::Full { blocked: blocked.clone() }) } else { Ok(()) }
+        if blocked.fails { Err(PublishError::Full { blocked: Box::new(blocked.clone()) }) } else { Ok(()) }
     }
 
     /// Waits until there may be room again. Having waited a second, the user is told, once.
@@ -726,12 +725,11 @@ impl Publisher {
     pub fn wait_for_subscribers(&self, n: usize, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = self.core.state.lock();
-        while state.open_links().count() < n {
-            if state.closed || self.core.changed.wait_until(&mut state, deadline).timed_out() {
-                return state.open_links().count() >= n;
-            }
+        let mut over = false;
+        while state.open_links().count() < n && !state.closed && !over {
+            (state, over) = self.core.changed.wait_until(state, deadline);
         }
-        true
+        state.open_links().count() >= n
     }
 
     /// Whether everything reliable is with every subscriber's node. In shared memory it is, once published.
@@ -783,7 +781,7 @@ impl State {
         &mut self,
         core: &PublisherCore,
         copied: &Copied<'_>,
-    ) -> Result<Result<u64, Blocked>, PublishError> {
+    ) -> Result<Result<u64, Box<Blocked>>, PublishError> {
         let &Copied { parts, len, encoding, meta, wall_ns, now_ns } = copied;
         let filled = |place| Filled { place, len, encoding, meta, wall_ns };
         if !core.has_audience(self) {
@@ -840,7 +838,7 @@ impl State {
     }
 
     /// The first link that makes the publisher wait, or fail.
-    fn find_blocked(&mut self, core: &PublisherCore, place: &Place, now_ns: u64) -> Option<Blocked> {
+    fn find_blocked(&mut self, core: &PublisherCore, place: &Place, now_ns: u64) -> Option<Box<Blocked>> {
         for at in 0..self.links.len() {
             let Some(link) = &mut self.links[at] else { continue };
             if !link.is_open() {
@@ -995,7 +993,7 @@ impl PublisherCore {
             node,
             bell: Arc::new(Descriptor::event()?),
             waiters: AtomicU64::new(0),
-            changed: Condvar::new(),
+            changed: Condvar::default(),
             born: fork::Generation::now(),
         }))
     }
@@ -1039,7 +1037,7 @@ impl PublisherCore {
         state: &mut State,
         meta: usize,
         len: usize,
-    ) -> Result<Result<Place, Blocked>, PublishError> {
+    ) -> Result<Result<Place, Box<Blocked>>, PublishError> {
         let limit = state.pool.budget().limit();
         let bytes = slot_bytes(meta, len)
             .filter(|&bytes| bytes as u64 <= limit)
@@ -1093,8 +1091,8 @@ impl PublisherCore {
         PublishError::NoMemory { len: len as u64, reason }
     }
 
-    fn blocked(&self, at: LinkIndex, link: &OutLink, detail: String, memory: bool) -> Blocked {
-        Blocked {
+    fn blocked(&self, at: LinkIndex, link: &OutLink, detail: String, memory: bool) -> Box<Blocked> {
+        Box::new(Blocked {
             topic: self.topic.to_string(),
             subscriber: link.subscriber,
             peer: link.peer.name.clone(),
@@ -1102,7 +1100,7 @@ impl PublisherCore {
             memory,
             link: at,
             fails: link.agreed.on_full == OnFull::Error,
-        }
+        })
     }
 
     fn hoarding(&self, link: &OutLink) -> String {

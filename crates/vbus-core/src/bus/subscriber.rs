@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use rustix::event::epoll;
 
 use super::inbox::{Ending, Inbox};
@@ -20,6 +19,7 @@ use crate::base::atomics::{AtomicU32, Ordering};
 use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
 use crate::base::fork;
 use crate::base::id::Id;
+use crate::base::lock::{Condvar, Mutex};
 use crate::shm::link::{ReadSegment, ReturnPath, SegmentTable, Taken};
 use crate::shm::pool::SegmentView;
 use crate::wire::bytes::Malformed;
@@ -222,12 +222,11 @@ impl Subscriber {
     pub fn wait_for_publishers(&self, n: usize, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut inbox = self.core.inbox.lock();
-        while inbox.publishers() < n {
-            if inbox.closed || self.core.changed.wait_until(&mut inbox, deadline).timed_out() {
-                return inbox.publishers() >= n;
-            }
+        let mut over = false;
+        while inbox.publishers() < n && !inbox.closed && !over {
+            (inbox, over) = self.core.changed.wait_until(inbox, deadline);
         }
-        true
+        inbox.publishers() >= n
     }
 
     /// The counts now.
@@ -272,7 +271,7 @@ impl SubscriberCore {
             bell,
             sleepers: AtomicU32::new(0),
             watched: AtomicU32::new(0),
-            changed: Condvar::new(),
+            changed: Condvar::default(),
             local_tables: Mutex::default(),
             paths: Mutex::default(),
             born: fork::Generation::now(),

@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-
 use super::layout::{LinkMemory, Slot, SlotHeader};
 use super::ring::{Broken, ReturnWriter, RingReader, SlotRef, Take};
 use super::segment::Mapping;
 use crate::base::atomics::{AtomicU64, Ordering, fence};
 use crate::base::descriptor::Descriptor;
 use crate::base::fork;
+use crate::base::lock::{Mutex, RwLock};
 
 /// Slots that wait because the return ring is full; a publisher that never takes them back is broken.
 const OVERFLOW_MAX: usize = 1 << 20;
