@@ -39,9 +39,7 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PublishError {
     /// `block_timeout` is over.
-    #[error(
-        "{blocked} for {waited:.3} s; it reads too slowly or is stuck: raise `depth`, or let `on_full` drop"
-    )]
+    #[error("waited {waited:.3} s: {blocked}; {}", blocked.remedy())]
     Timeout {
         /// Who did not make room.
         blocked: Box<Blocked>,
@@ -114,7 +112,7 @@ impl Blocked {
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {
         if self.memory {
-            "let its program hold fewer samples, raise `memory`, or let `on_full` drop"
+            "let it read and release faster, raise `memory`, or let `on_full` drop"
         } else {
             "let it read faster, raise `depth`, or let `on_full` drop"
         }
@@ -410,13 +408,17 @@ impl State {
     ///
     /// The bound adapts as in dynamic thresholds for shared buffers (Choudhury and Hahne, 1998): at most as
     /// much as is still free, so that one hoarder gets half, two a third each, and never all.
-    fn holds_too_much(&self, at: LinkIndex) -> bool {
-        let Some(link) = &self.links[at] else { return false };
-        if link.outstanding == 0 || link.held() == 0 {
+    fn holds_too_much(&mut self, at: LinkIndex) -> bool {
+        let free = self.pool.free_bytes();
+        let Some(link) = self.links[at].as_mut().filter(|link| link.outstanding_bytes > free) else {
+            return false;
+        };
+        if link.ring.observe(link.memory.forward()).is_err() || link.held() == 0 {
             return false;
         }
-        let held_bytes = link.outstanding_bytes * link.held() / link.outstanding;
-        held_bytes > self.pool.budget().free().max(1 << 20)
+        let held =
+            u128::from(link.outstanding_bytes) * u128::from(link.held()) / u128::from(link.outstanding);
+        held > u128::from(free)
     }
 
     /// Ends a link: its counts go to the totals, its number is free.
@@ -1063,7 +1065,10 @@ impl PublisherCore {
                 OnFull::DropOldest | OnFull::DropNewest => return Ok(Ok(Place::Nowhere(vec![0; len]))),
                 OnFull::Block | OnFull::Error => {
                     let link = state.links[at].as_ref().expect("found above");
-                    let detail = format!("{shortage}; it holds {} bytes", link.outstanding_bytes);
+                    let detail = format!(
+                        "{shortage}; {} samples of {} bytes wait for it or are held by it",
+                        link.outstanding, link.outstanding_bytes
+                    );
                     return Ok(Err(self.blocked(at, link, detail, true)));
                 }
             }

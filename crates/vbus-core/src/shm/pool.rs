@@ -194,6 +194,12 @@ impl Pool {
         self.classes.iter().any(|(known, free, _)| *known == class && !free.is_empty())
     }
 
+    /// Bytes that may still be loaned: free slots, and what the budget has left.
+    pub fn free_bytes(&self) -> u64 {
+        let slots: usize = self.classes.iter().map(|(class, free, _)| class.stride * free.len()).sum();
+        slots as u64 + self.budget.free()
+    }
+
     /// Bytes that `slot` takes.
     pub fn stride(&self, slot: SlotRef) -> usize {
         self.segment(slot).class.stride
