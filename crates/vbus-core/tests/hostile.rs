@@ -26,7 +26,7 @@ use vbus_core::bus::qos::Qos;
 use vbus_core::shm::board::BOARD_BYTES;
 use vbus_core::shm::layout::{Cause, LinkMemory, LinkSize, Slot, SlotHeader};
 use vbus_core::shm::ring::{RingWriter, SlotRef};
-use vbus_core::shm::segment::{Mapping, create_data, create_pair, map_data, map_pair};
+use vbus_core::shm::segment::{Mapping, create_data, create_pair, map_pair};
 use vbus_core::wire::control::{Announcement, Hello, Link, Message, VERSION, WireQos};
 use vbus_core::{Node, Publisher, Subscriber};
 use world::{Dice, PATIENCE, Place, Seed, until};

@@ -231,6 +231,11 @@ pub(crate) fn plain(py: Python<'_>, kind: Kind, message: &str) -> PyErr {
     raise(py, kind, message, &Details::default())
 }
 
+/// Whether an exception is `Closed`, and not the Ctrl-C that came while something was closed.
+pub(crate) fn is_closed(py: Python<'_>, error: &PyErr) -> bool {
+    CLASSES.get(py).is_some_and(|classes| error.is_instance(py, classes.closed.bind(py)))
+}
+
 /// Says that a subscriber is closed.
 pub(crate) fn closed_subscriber(py: Python<'_>, pattern: &str) -> PyErr {
     let message = format!("the subscriber of {pattern:?} is closed; open a new one");

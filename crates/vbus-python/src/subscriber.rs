@@ -14,7 +14,7 @@ use crate::convert::{dropped_dict, link_dict, qos_from};
 use crate::errors::{self, Details, Kind, closed_subscriber, from_node, raise};
 use crate::node::Node;
 use crate::sample::{Reading, Sample};
-use crate::waiting::{count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
+use crate::waiting::{check_timeout, count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
 
 /// Receives samples of the topics that match.
 #[pyclass(frozen, subclass, generic, module = "vbus._vbus")]
@@ -42,6 +42,7 @@ impl Subscriber {
         timeout: Option<f64>,
         take: impl Fn(&bus::Subscriber) -> Result<Option<T>, bus::Closed>,
     ) -> PyResult<T> {
+        check_timeout(timeout)?;
         let inner = self.inner(py)?;
         let try_take = || take(inner).map_err(|bus::Closed| self.closed_error(py));
         if let Some(found) = try_take()? {
@@ -160,7 +161,7 @@ impl Subscriber {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Sample>> {
         match self.receive_one(py, None) {
-            Err(_) if self.inner(py)?.is_closed() => Ok(None),
+            Err(error) if errors::is_closed(py, &error) => Ok(None),
             received => received.map(Some),
         }
     }

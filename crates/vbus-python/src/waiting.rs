@@ -12,14 +12,21 @@ const STEP: Duration = Duration::from_millis(50);
 /// A wait that is as good as for ever.
 const CENTURY: f64 = 3.2e9;
 
+/// Refuses what is no timeout; without a look at the clock, for those who may not have to wait.
+#[inline]
+pub(crate) fn check_timeout(timeout: Option<f64>) -> PyResult<()> {
+    match timeout {
+        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
+            "timeout is {seconds}; give seconds from 0 (try once), or None to wait for ever"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The moment when `timeout` seconds are over; `None` never.
 pub(crate) fn deadline_from(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    check_timeout(timeout)?;
     let Some(seconds) = timeout else { return Ok(None) };
-    if seconds.is_nan() || seconds < 0.0 {
-        return Err(PyValueError::new_err(format!(
-            "timeout is {seconds}; give seconds from 0 (try once), or None to wait for ever"
-        )));
-    }
     if seconds >= CENTURY {
         return Ok(None);
     }

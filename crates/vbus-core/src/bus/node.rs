@@ -65,7 +65,7 @@ pub enum NodeError {
     #[error(transparent)]
     Meeting(#[from] MeetingError),
     /// No descriptors, no threads.
-    #[error("the node could not be opened: {0}; is `ulimit -n` too low?")]
+    #[error("nothing more can be opened: {0}; is `ulimit -n` too low?")]
     System(#[from] io::Error),
     /// No topic.
     #[error(transparent)]

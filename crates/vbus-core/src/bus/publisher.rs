@@ -343,11 +343,36 @@ impl State {
     }
 
     fn collect_from(&mut self, at: LinkIndex) {
+        loop {
+            self.drain_returns(at);
+            let Some(link) = &mut self.links[at] else { return };
+            if link.flush_asked || link.memory.overflow().load(Ordering::Acquire) == 0 {
+                break;
+            }
+            link.flush_asked = true;
+            match (&link.local, &link.pair) {
+                // That is done at once: there is more to drain.
+                (Some(local), _) => local.flush_returns(link.number),
+                (None, pair) => {
+                    pair.iter().for_each(|pair| {
+                        pair.send(&Message::FlushReturns(link.number), &[]);
+                    });
+                    break;
+                }
+            }
+        }
+        if self.links[at].as_ref().is_some_and(|link| link.left && link.outstanding == 0) {
+            self.remove(at);
+        }
+    }
+
+    /// Takes back what lies in the return ring.
+    fn drain_returns(&mut self, at: LinkIndex) {
         let Some(link) = &mut self.links[at] else { return };
         loop {
             let bits = match link.returns.next(link.memory.returns()) {
                 Ok(Some(bits)) => bits,
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(broken) => return link.break_off(&broken),
             };
             let slot = SlotRef::from_bits(bits);
@@ -359,22 +384,6 @@ impl State {
             link.outstanding -= 1;
             link.outstanding_bytes -= self.pool.stride(slot) as u64;
             link.flush_asked = false;
-        }
-        if link.memory.overflow().load(Ordering::Acquire) != 0
-            && !link.flush_asked
-            && let Some(pair) = &link.pair
-        {
-            link.flush_asked = true;
-            pair.send(&Message::FlushReturns(link.number), &[]);
-        } else if let Some(local) = &link.local
-            && link.memory.overflow().load(Ordering::Acquire) != 0
-            && !link.flush_asked
-        {
-            link.flush_asked = true;
-            local.flush_returns(link.number);
-        }
-        if link.left && link.outstanding == 0 {
-            self.remove(at);
         }
     }
 

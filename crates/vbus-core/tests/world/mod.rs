@@ -11,7 +11,7 @@ use vbus_core::base::id::Id;
 use vbus_core::{Node, NodeConfig};
 
 /// Longer than anything takes that is not stuck.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest payload of [`bytes_of`].
 pub(crate) const PAYLOAD_MAX: usize = 3 << 20;
 
