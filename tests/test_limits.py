@@ -456,7 +456,7 @@ def test_a_publisher_that_waits_for_what_a_closed_one_holds_goes_on_when_it_is_r
         {what}.close()
         say("closed")
         hear()
-        held.clear()
+        del held[0]  # the others stay: it is not the end of the connection that helps
         say("released")
         hear()
     """)
@@ -466,11 +466,11 @@ def test_a_publisher_that_waits_for_what_a_closed_one_holds_goes_on_when_it_is_r
     holder.expect("closed")
 
     def publish() -> None:
-        for loan in [publisher.loan(MEBIBYTE) for _ in range(6)]:
+        for loan in [publisher.loan(MEBIBYTE) for _ in range(5)]:
             loan.discard()
 
     publishing = Survivor(publish)
-    until(lambda: publishing.check() or warnings_in(caplog, "publish on .* has waited"), "it waits, and says so")
+    until(lambda: publishing.check() or warnings_in(caplog, "publish has waited"), "it waits, and says so")
     until(lambda: is_asleep(publishing.native_id), "it waits on")
     holder.tell("go")
     holder.expect("released")

@@ -100,7 +100,8 @@ impl Link {
             _ if !self.is_full() => self.queue.push_back(sequence),
             OnFull::DropOldest => {
                 while self.is_full() {
-                    self.pop();
+                    // History does not count against `depth`, so it is not what goes.
+                    self.queue.remove(self.history);
                     self.dropped[Cause::DropOldest as usize] += 1;
                 }
                 self.queue.push_back(sequence);
@@ -447,7 +448,7 @@ fn publish_once(
     publisher: &Publisher,
     payload: &[u8],
     as_loan: bool,
-) -> Result<u64, vbus_core::bus::Blocked> {
+) -> Result<u64, Box<vbus_core::bus::Blocked>> {
     let meta = Meta::default();
     if !as_loan {
         return publisher.try_publish_copy(&[payload], &Encoding::Raw, &meta, 0).expect("it is open");
@@ -660,5 +661,46 @@ fn many_threads_lose_nothing_while_subscribers_come_and_go() {
         }
         drop(publishers);
         until("all memory is given back", || left.stats().memory + right.stats().memory == 0);
+    }
+}
+
+/// A newcomer's history is not what goes when newer samples fill its queue, and stays in front of them, also
+/// while the newcomer is taking it.
+#[test]
+fn history_stays_in_front_while_newer_samples_push_out_the_oldest() {
+    for seed in world::seeds(4, 100) {
+        let _seed = Seed(seed);
+        let place = Place::new();
+        let node = place.node("one");
+        let qos =
+            Qos { history: Some(6), depth: Some(3), on_full: Some(OnFull::DropOldest), ..Qos::default() };
+        let publisher = node.publisher("a", "", qos).expect("it opens");
+        let stop = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut dice = Dice::new(seed);
+                while stop.load(Ordering::SeqCst) == 0 {
+                    publish_once(&publisher, b"new", false).expect("nobody is waited for");
+                    (0..dice.below(300)).for_each(|_| std::hint::spin_loop());
+                }
+            });
+            let joined = std::panic::catch_unwind(|| {
+                for _ in 0..60 {
+                    let newcomer = node.subscriber("a", "", Qos::default(), None).expect("it opens");
+                    let mut last = None;
+                    for _ in 0..40 {
+                        let sample = next(&newcomer, None).expect("more and more is published");
+                        assert!(last < Some(sample.sequence()), "in order");
+                        if let Some(last) = last {
+                            assert_eq!(sample.lost(), sample.sequence() - last - 1, "`lost` is the gap");
+                        }
+                        last = Some(sample.sequence());
+                    }
+                    assert_eq!(newcomer.publishers(), 1, "the link is whole");
+                }
+            });
+            stop.store(1, Ordering::SeqCst);
+            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
     }
 }

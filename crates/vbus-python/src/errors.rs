@@ -271,6 +271,7 @@ pub(crate) fn from_node(py: Python<'_>, error: &NodeError) -> PyErr {
     match error {
         NodeError::Meeting(_) | NodeError::System(_) => plain(py, Kind::SharedMemory, &error.to_string()),
         NodeError::Topic(error) => from_topic(py, error, None),
+        NodeError::Shape { .. } => plain(py, Kind::Config, &error.to_string()),
         NodeError::Closed { .. } => plain(py, Kind::Closed, &error.to_string()),
     }
 }

@@ -8,7 +8,7 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMapping, PyMemoryView, PyStrin
 use pyo3::{ffi, intern};
 use vbus_core::base::fork::Generation;
 use vbus_core::bus::meta::{Encoding, Meta};
-use vbus_core::bus::{self, Blocked, PublishError, WaitOutcome};
+use vbus_core::bus::{self, Blocked, PublishError};
 
 use crate::convert::{dropped_dict, link_dict, qos_from};
 use crate::errors::{self, Details, Kind, from_node, from_publish, raise};
@@ -90,8 +90,9 @@ impl Door {
         if py.detach(|| self.inner.look_for_room(blocked)) {
             return Ok(());
         }
-        wait_interruptibly(py, |mask| self.inner.wait_for_room(blocked, since, deadline, Some(mask)))
-            .map(|_: WaitOutcome| ())
+        wait_interruptibly(py, deadline, |until, mask| {
+            self.inner.wait_for_room(blocked, since, until, Some(mask))
+        })
     }
 
     /// A loan, waited for if the contract says so.
@@ -102,6 +103,10 @@ impl Door {
         encoding: &Encoding,
         meta: &Meta,
     ) -> PyResult<bus::Loan> {
+        if len >= COPY_WITHOUT_GIL && !self.get(py)?.has_room_for(len) {
+            // New memory is made and cleared, which takes its time.
+            return self.persist(py, |inner| py.detach(|| inner.try_loan(len, encoding.clone(), meta)));
+        }
         self.persist(py, |inner| inner.try_loan(len, encoding.clone(), meta))
     }
 

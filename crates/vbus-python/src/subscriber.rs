@@ -54,7 +54,7 @@ impl Subscriber {
                 return Err(self.timeout_error(py, timeout));
             }
             if !py.detach(|| inner.look(deadline)) {
-                wait_interruptibly(py, |mask| inner.wait(deadline, Some(mask)))?;
+                wait_interruptibly(py, deadline, |until, mask| inner.wait(until, Some(mask)))?;
             }
             if let Some(found) = try_take()? {
                 return Ok(found);

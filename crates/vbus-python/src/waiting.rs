@@ -9,6 +9,9 @@ use vbus_core::bus::WaitOutcome;
 
 /// How long one step of a wait without a file takes at most.
 const STEP: Duration = Duration::from_millis(50);
+/// How long a sleeper does not look up, at first.
+const FIRST_NAP: Duration = Duration::from_millis(100);
+const LONGEST_NAP: Duration = Duration::from_secs(24 * 60 * 60);
 /// A wait that is as good as for ever.
 const CENTURY: f64 = 3.2e9;
 
@@ -38,20 +41,32 @@ pub(crate) fn is_over(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
-/// Waits without the GIL. Signals stay out until the wait itself lets them in, so none is missed between
-/// the look at them and the sleep.
+/// Waits without the GIL until `wait` is ready, a signal came, or it is `deadline`. Signals stay out until the
+/// wait itself lets them in, so none is missed between the look at them and the sleep.
+///
+/// One that comes just then may be handled by another thread of Python's, though, which does not wake this one.
+/// So this one looks up after a while, and after ever longer whiles: no Ctrl-C is missed for good, and a program
+/// that waits all day is woken some twenty times.
 pub(crate) fn wait_interruptibly(
     py: Python<'_>,
-    wait: impl FnOnce(&SignalMask) -> WaitOutcome + Send,
-) -> PyResult<WaitOutcome> {
-    let mask = Gate(SignalMask::close());
-    py.check_signals()?;
-    let outcome = py.detach(|| wait(mask.get()));
-    drop(mask);
-    if outcome == WaitOutcome::Interrupted {
+    deadline: Option<Instant>,
+    mut wait: impl FnMut(Option<Instant>, &SignalMask) -> WaitOutcome + Send,
+) -> PyResult<()> {
+    let mut nap = FIRST_NAP;
+    loop {
+        let mask = Gate(SignalMask::close());
         py.check_signals()?;
+        let up = Instant::now() + nap;
+        let until = deadline.map_or(up, |deadline| deadline.min(up));
+        let outcome = py.detach(|| wait(Some(until), mask.get()));
+        drop(mask);
+        match outcome {
+            WaitOutcome::Ready => return Ok(()),
+            WaitOutcome::Interrupted => return py.check_signals(),
+            WaitOutcome::TimedOut if is_over(deadline) => return Ok(()),
+            WaitOutcome::TimedOut => nap = (2 * nap).min(LONGEST_NAP),
+        }
     }
-    Ok(outcome)
 }
 
 /// Waits in steps for something that has no file: `done` waits at most as long as it is told.

@@ -66,12 +66,13 @@ impl Descriptor {
 
     /// Silences a bell. False: the other side closed it, it will never ring again.
     pub fn silence(&self) -> bool {
-        let mut rings = [0; 64];
+        let mut rings = [0; 4096];
         if self.is_event {
             let _ = rustix::io::read(self, &mut rings[..8]);
             return true;
         }
-        loop {
+        // Not without end: a neighbour may ring faster than we listen.
+        for _ in 0..64 {
             match rustix::net::recv(self, &mut rings[..], RecvFlags::DONTWAIT) {
                 Ok((0, _)) => return false,
                 Ok((count, _)) if count == rings.len() => {}
@@ -79,6 +80,7 @@ impl Descriptor {
                 Err(_) => return false,
             }
         }
+        true
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{Timespec, epoll};
 
@@ -17,14 +17,14 @@ use super::greeting::{Greeting, Own, Step, Why};
 use super::inbox::Ending;
 use super::interest::{self, by_number};
 use super::node::{Finding, Neighbour, NodeCore, State, TopicMismatch};
-use super::pair::{Pair, Received, receive_packet, send_greeting};
+use super::pair::{Flushed, Pair, Received, receive_packet, send_greeting};
 use super::subscriber::SubscriberCore;
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::notice::Level;
 use crate::shm::board::{BOARD_BYTES, BoardEntry};
 use crate::shm::layout::LINE;
-use crate::shm::link::ReadSegment;
+use crate::shm::link::{ReadSegment, SegmentTable};
 use crate::shm::meeting::{Connect, Meeting, Watch};
 use crate::shm::segment;
 use crate::wire::control::Message;
@@ -40,8 +40,12 @@ const GREETINGS_MAX: usize = 256;
 const ANNOUNCED_MAX: usize = 1 << 16;
 /// Messages of one neighbour that are handled before the others get their turn.
 const BURST: usize = 64;
+/// More messages than a socket keeps of one who died; one who goes on talking only pretends.
+const LAST_WORDS: usize = 4096;
 /// After so long, those who were too busy to let us in are tried again.
-const KNOCK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const KNOCK_AGAIN: Duration = Duration::from_millis(50);
+/// The pidfd of a process that died is readable this much later than its sockets are closed, at the very most.
+const PROOF_TIME: Duration = Duration::from_secs(1);
 
 /// Starts the thread.
 pub(super) fn start(core: Arc<NodeCore>) -> io::Result<JoinHandle<()>> {
@@ -68,7 +72,9 @@ fn watch_file(core: &NodeCore, file: BorrowedFd<'_>, token: u64, flags: epoll::E
 /// Connects to everyone in every directory whom we do not know yet, to each once. True: somebody was too busy
 /// and should be tried again.
 fn knock_everywhere(core: &NodeCore, state: &mut State, first: bool) -> bool {
-    let mut reached: Vec<String> = state.neighbours.keys().map(Id::to_string).collect();
+    let mut reached: Vec<String> =
+        state.neighbours.keys().chain(state.shunned()).map(Id::to_string).collect();
+    state.shun_the_due();
     let mut found: Vec<OwnedFd> = Vec::new();
     let mut busy = false;
     for meeting in &state.meetings {
@@ -97,6 +103,8 @@ fn knock_everywhere(core: &NodeCore, state: &mut State, first: bool) -> bool {
             }
         }
     }
+    let names: Vec<String> = state.meetings.iter().flat_map(|its| its.others().unwrap_or_default()).collect();
+    state.shunned.retain(|id, _| names.iter().any(|name| name.contains(&id.to_string())));
     for file in found {
         if let Some(token) = greet(core, state, file, true)
             && first
@@ -147,9 +155,10 @@ fn rejoin(core: &NodeCore, state: &mut State) {
 
 /// Begins a greeting over a new connection.
 fn greet(core: &NodeCore, state: &mut State, file: OwnedFd, initiator: bool) -> Option<u64> {
-    if state.greetings.len() >= GREETINGS_MAX {
+    let mut strangers = state.greetings.iter().filter(|(_, greeting)| !greeting.initiator);
+    if !initiator && strangers.clone().count() >= GREETINGS_MAX {
         // The oldest had its time.
-        let oldest = state.greetings.keys().min().copied();
+        let oldest = strangers.by_ref().map(|(token, _)| *token).min();
         oldest.and_then(|token| state.greetings.remove(&token));
     }
     let token = state.next_token;
@@ -182,8 +191,12 @@ fn run(core: &Arc<NodeCore>) {
     let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
     let mut events = [nothing; 64];
     loop {
-        let again = core.state.lock().knock_again;
-        let pause = again.then_some(Timespec { tv_sec: 0, tv_nsec: KNOCK_AGAIN.as_nanos() as i64 });
+        let pause = core.state.lock().next_look();
+        let again = pause.is_some();
+        let pause = pause.map(|pause| Timespec {
+            tv_sec: pause.as_secs() as i64,
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        });
         let count = epoll::wait(&core.epoll, &mut events, pause.as_ref()).unwrap_or(0);
         let mut look_away = false;
         for event in &events[..count] {
@@ -202,7 +215,7 @@ fn run(core: &Arc<NodeCore>) {
                 token if state.greetings.contains_key(&token) => {
                     on_greeting(core, &mut state, token, &mut buffer);
                 }
-                token => on_neighbour(core, &mut state, token, event.flags, &mut buffer),
+                token => on_neighbour(core, &mut state, token, &mut buffer),
             }
         }
         if look_away {
@@ -223,6 +236,7 @@ fn run(core: &Arc<NodeCore>) {
 
 /// Ends pairs that broke, and sends what waits.
 fn tend(core: &Arc<NodeCore>, state: &mut State) {
+    end_the_cut(core, state);
     let pairs: Vec<Arc<Pair>> = state.neighbours.values().map(|its| Arc::clone(&its.pair)).collect();
     for pair in pairs {
         if let Some(reason) = pair.broken() {
@@ -232,13 +246,15 @@ fn tend(core: &Arc<NodeCore>, state: &mut State) {
             end_neighbour(core, state, pair.peer.id, false);
             continue;
         }
-        let more = pair.is_backlogged() && pair.flush();
-        let Some(neighbour) = state.neighbours.get(&pair.peer.id) else { continue };
-        let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-        if more {
-            flags |= epoll::EventFlags::OUT;
-        }
-        if more || neighbour.silent {
+        let flushed = if pair.is_backlogged() { pair.flush() } else { Flushed::All };
+        // Descriptors under way are counted per user: no event tells when there are fewer.
+        state.try_again |= flushed == Flushed::TooManyFiles;
+        let wants_out = flushed == Flushed::Full;
+        let Some(neighbour) = state.neighbours.get_mut(&pair.peer.id) else { continue };
+        if neighbour.wants_out != wants_out {
+            neighbour.wants_out = wants_out;
+            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            flags.set(epoll::EventFlags::OUT, wants_out);
             let data = epoll::EventData::new_u64(neighbour.token);
             let _ = epoll::modify(&core.epoll, pair.socket(), data, flags);
         }
@@ -385,25 +401,19 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
 
 // ---- neighbours ---------------------------------------------------------------------------------
 
-fn on_neighbour(
-    core: &Arc<NodeCore>,
-    state: &mut State,
-    token: u64,
-    flags: epoll::EventFlags,
-    buffer: &mut Vec<u8>,
-) {
+fn on_neighbour(core: &Arc<NodeCore>, state: &mut State, token: u64, buffer: &mut Vec<u8>) {
     let Some(&peer) = state.tokens.get(&token) else { return };
     let Some(neighbour) = state.neighbours.get(&peer) else { return };
-    let is_dead = neighbour.token != token && flags.contains(epoll::EventFlags::IN);
+    // Whatever a pidfd has to say, or what came in its place.
+    let is_dead = neighbour.token != token;
     let pair = Arc::clone(&neighbour.pair);
-    let mut handled = 0;
     // A dead one's last words are all heard first.
-    while is_dead || handled < BURST {
-        handled += 1;
+    for _ in 0..if is_dead { LAST_WORDS } else { BURST } {
         match receive_packet(pair.socket(), buffer) {
             Received::Nothing if is_dead => return end_neighbour(core, state, peer, true),
             Received::Nothing => return,
-            Received::End => return end_neighbour(core, state, peer, true),
+            Received::End if is_dead => return end_neighbour(core, state, peer, true),
+            Received::End => return on_cut(core, state, peer),
             Received::Nonsense(reason) => return pair.break_off(reason),
             Received::Message(message, files) => {
                 if let Some(neighbour) = state.neighbours.get_mut(&peer) {
@@ -414,6 +424,9 @@ fn on_neighbour(
                 }
             }
         }
+    }
+    if is_dead {
+        end_neighbour(core, state, peer, true);
     }
 }
 
@@ -564,11 +577,16 @@ fn add_segment(
     if stride < 2 * LINE || stride % LINE != 0 || stride > len {
         return Err(format!("a segment of {len} bytes in slots of {stride}"));
     }
-    let mapping = segment::map_data(file, len).map_err(|error| error.to_string())?;
-    let segment = ReadSegment { mapping: Arc::new(mapping), stride };
-    if !neighbour.tables.entry(publisher).or_default().insert(number, segment) {
+    if number == 0 || number > SegmentTable::SEGMENTS_MAX {
         return Err(format!("segment number {number}"));
     }
+    // Without a link nobody reads it: it was closed meanwhile, or never asked for.
+    if !neighbour.incoming.values().any(|its| its.publisher == publisher) {
+        return Ok(());
+    }
+    let mapping = segment::map_data(file, len).map_err(|error| error.to_string())?;
+    let segment = ReadSegment { mapping: Arc::new(mapping), stride };
+    neighbour.tables.entry(publisher).or_default().insert(number, segment);
     // Whoever met an entry before its segment looks again.
     for incoming in neighbour.incoming.values().filter(|its| its.publisher == publisher) {
         incoming.subscriber.inbox.lock().poll_all();
@@ -606,6 +624,32 @@ fn leave_groups(subscribers: &HashMap<Id, Arc<SubscriberCore>>, peer: Id) {
     subscribers.values().for_each(|subscriber| subscriber.inbox.lock().leave_group(peer));
 }
 
+/// The connection is cut. After a goodbye that is its end. Without one the process is dead, which its pidfd says in
+/// a moment; if it does not, the process lives and may still read what it held.
+fn on_cut(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
+    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return };
+    let proof = neighbour.pidfd.as_ref().filter(|_| !neighbour.left);
+    if proof.is_none_or(is_readable) {
+        return end_neighbour(core, state, peer, true);
+    }
+    let _ = epoll::delete(&core.epoll, neighbour.pair.socket());
+    neighbour.cut = Some(Instant::now());
+    state.try_again = true;
+}
+
+/// Ends the neighbours whose connection was cut, when it is proved that they are dead, or has not been for long.
+fn end_the_cut(core: &Arc<NodeCore>, state: &mut State) {
+    let cut = |its: &Neighbour| its.cut.map(|since| (its.pair.peer.id, since));
+    for (peer, since) in state.neighbours.values().filter_map(cut).collect::<Vec<_>>() {
+        let pidfd = state.neighbours.get(&peer).and_then(|its| its.pidfd.as_ref());
+        match pidfd.is_none_or(is_readable) {
+            true => end_neighbour(core, state, peer, true),
+            false if since.elapsed() > PROOF_TIME => end_neighbour(core, state, peer, false),
+            false => state.try_again = true,
+        }
+    }
+}
+
 /// A connection is at an end: what the neighbour held comes back, what it sent can still be taken.
 fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) {
     let Some(mut neighbour) = state.neighbours.remove(&peer) else { return };
@@ -627,15 +671,22 @@ fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) 
         });
     }
     end_incoming(&mut neighbour, Ending::Died);
+    // Links that their publisher had closed may still wait for a segment, which will not come any more.
+    for subscriber in state.subscribers.values() {
+        let over = |_, _, its: Option<&Arc<Pair>>| its.is_some_and(|its| Arc::ptr_eq(its, &pair));
+        subscriber.inbox.lock().end(Ending::Died, over);
+        subscriber.stir();
+    }
     leave_groups(&state.subscribers, peer);
     state.mismatches.retain(|mismatch| {
         !neighbour.publishers.contains_key(&mismatch.publisher)
             && !neighbour.subscribers.contains_key(&mismatch.subscriber)
     });
     if gone {
-        pair.close()
+        pair.close();
     } else {
-        pair.shut_down()
+        pair.shut_down();
+        state.shun(peer);
     }
     core.changed.notify_all();
 }

@@ -21,7 +21,7 @@ pub(super) struct Own<'a> {
 pub(super) struct Greeting {
     pub(super) socket: Descriptor,
     /// We knocked.
-    initiator: bool,
+    pub(super) initiator: bool,
     nonce: Id,
     pub(super) hello: Option<Hello>,
     pub(super) pidfd: Option<Descriptor>,

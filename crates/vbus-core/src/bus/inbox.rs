@@ -20,6 +20,8 @@ use crate::wire::control::LinkNumber;
 
 /// A busy link is served so often at most before the ready word is looked at again.
 const TAKES_PER_LOOK: u32 = 32;
+/// No count of an honest publisher comes near.
+const COUNT_MAX: u64 = 1 << 48;
 
 /// The links of one subscriber.
 #[derive(Default)]
@@ -196,12 +198,23 @@ impl Inbox {
             if (group.pending == 0 || in_turn) && group.news(at, hot) != 0 {
                 group.pending |= group.entry.bell().collect();
             }
+            let had_pending = group.pending != 0;
             if let Some(sample) = self.take_from_group(at) {
                 self.next_group = at + 1;
                 return Some(sample);
             }
+            // What was pending has run empty; what came meanwhile was not looked at.
+            if had_pending && let Some(sample) = self.take_news_from_group(at, hot) {
+                return Some(sample);
+            }
         }
         None
+    }
+
+    fn take_news_from_group(&mut self, at: usize, hot: Option<(usize, u64)>) -> Option<Sample> {
+        let group = self.groups[at].as_mut().filter(|group| group.news(at, hot) != 0)?;
+        group.pending |= group.entry.bell().collect();
+        self.take_from_group(at)
     }
 
     fn take_from_group(&mut self, at: usize) -> Option<Sample> {
@@ -416,8 +429,8 @@ impl Entry {
         let sequence = taken.header.sequence;
         let expected =
             *self.expected.get_or_insert_with(|| self.link.memory().first().load(Ordering::Relaxed));
-        let Some(lost) = sequence.checked_sub(expected) else {
-            return Err(format!("sample {sequence} came after {expected} was due"));
+        let (Some(lost), Some(next)) = (sequence.checked_sub(expected), sequence.checked_add(1)) else {
+            return Err(format!("sample {sequence} came when {expected} was due"));
         };
         if let Some(lifespan) = self.lifespan_ns
             && monotonic_ns().saturating_sub(taken.header.monotonic_ns) > lifespan
@@ -427,7 +440,7 @@ impl Entry {
             self.link.memory().expired().store(self.expired, Ordering::Release);
             return Ok(None);
         }
-        self.expected = Some(sequence + 1);
+        self.expected = Some(next);
         self.delivered += 1;
         self.bytes += taken.header.payload_len;
         Ok(Some(Sample::new(taken, Arc::clone(&self.source), lost)))
@@ -438,17 +451,15 @@ impl Entry {
         let memory = self.link.memory();
         let mut dropped = Dropped::default();
         for cause in Cause::ALL {
-            dropped[cause as usize] = memory.dropped(cause).load(Ordering::Relaxed);
+            // Bounded, so that no sum over links overflows, whatever a stranger wrote.
+            dropped[cause as usize] = memory.dropped(cause).load(Ordering::Relaxed).min(COUNT_MAX);
         }
         dropped[Cause::Lifespan as usize] += self.expired;
-        let settled =
-            dropped.iter().fold(self.delivered + self.lost, |sum, &count| sum.saturating_add(count));
-        let sent = memory
-            .forward()
-            .tail
-            .load(Ordering::Relaxed)
-            .saturating_add(memory.skipped().load(Ordering::Relaxed))
-            .max(settled);
+        let settled = self.delivered + self.lost + dropped.iter().sum::<u64>();
+        let pushed = memory.forward().tail.load(Ordering::Relaxed).min(COUNT_MAX);
+        let skipped = memory.skipped().load(Ordering::Relaxed).min(COUNT_MAX);
+        let moved = memory.moved().load(Ordering::Relaxed).min(COUNT_MAX);
+        let sent = (pushed + skipped).saturating_sub(moved).max(settled);
         LinkStats {
             publisher: self.source.publisher,
             subscriber,

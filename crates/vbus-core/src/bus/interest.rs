@@ -101,6 +101,8 @@ pub(super) fn link_within(
     if let Some(opened) = opened {
         let find = |key: &LinkKey<'_>| key.pair.is_none() && key.number == number;
         publisher.open_link(find, opened.entry, opened.bit, Arc::clone(subscriber.bell()));
+        // Whoever sleeps does so without the bell of this group.
+        subscriber.stir();
     }
 }
 

@@ -32,7 +32,7 @@ use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
 use crate::shm::link::{ReturnPath, SegmentTable};
 use crate::shm::meeting::{Meeting, MeetingError, Watch};
 use crate::shm::segment::{Mapping, SegmentError};
-use crate::wire::control::{Announcement, LinkNumber, Message, cut_name};
+use crate::wire::control::{Announcement, LinkNumber, Message, SHAPE_MAX, cut_name};
 
 /// How long a call waits for neighbours at most; one that does not answer is skipped from then on.
 const MEETING_TIME: Duration = Duration::from_millis(500);
@@ -70,6 +70,14 @@ pub enum NodeError {
     /// No topic.
     #[error(transparent)]
     Topic(#[from] TopicError),
+    /// A type that is too large to be told to others.
+    #[error(
+        "the type's description has {len} bytes; at most {SHAPE_MAX} are possible: nest fewer types in it"
+    )]
+    Shape {
+        /// Its bytes.
+        len: usize,
+    },
     /// Closed.
     #[error("the node {name:?} is closed; open a new one")]
     Closed {
@@ -115,8 +123,12 @@ pub(super) struct State {
     pub(super) meetings: Vec<Meeting>,
     /// Tells when something changes in a directory; a help that is never needed.
     pub(super) watch: Option<Watch>,
-    /// Somebody was too busy to let us in.
+    /// Somebody was too busy to let us in, or was lost though it may live.
     pub(super) knock_again: bool,
+    /// Nodes whose connection broke though they may live: how often, and when they are tried again.
+    pub(super) shunned: HashMap<Id, (u32, Instant)>,
+    /// Something could not be sent, and no event will tell when it can.
+    pub(super) try_again: bool,
     /// Greetings that `Node::new` waits for.
     pub(super) awaited: HashSet<u64>,
     pub(super) findings: Vec<Finding>,
@@ -167,8 +179,12 @@ pub(super) struct Neighbour {
     pub(super) synced: u32,
     /// It did not answer in time once; nobody waits for it until it speaks again.
     pub(super) silent: bool,
-    /// It said goodbye: its end is no death.
+    /// It said goodbye: its end is no death, and it is no peer any more.
     pub(super) left: bool,
+    /// The epoll watches for room in the socket.
+    pub(super) wants_out: bool,
+    /// When its connection was cut without a goodbye, until it is proved that it is dead.
+    pub(super) cut: Option<Instant>,
 }
 
 /// A link to one of our subscribers.
@@ -176,6 +192,51 @@ pub(super) struct Incoming {
     pub(super) subscriber: Arc<SubscriberCore>,
     pub(super) publisher: Id,
     pub(super) path: std::sync::Weak<ReturnPath>,
+}
+
+impl State {
+    /// The neighbours that are peers: those that said goodbye are kept only for the samples that they hold.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &Neighbour> {
+        self.neighbours.values().filter(|neighbour| !neighbour.left)
+    }
+
+    /// Ends of a connection with a node that may live: it is tried again, later each time.
+    pub(super) fn shun(&mut self, peer: Id) {
+        if self.shunned.len() < FINDINGS_MAX {
+            let (breaks, until) = self.shunned.entry(peer).or_insert((0, Instant::now()));
+            *until = Instant::now() + Duration::from_secs(1 << *breaks);
+            *breaks = (*breaks + 1).min(6);
+        }
+    }
+
+    /// Nodes that are not to be tried yet.
+    pub(super) fn shunned(&self) -> impl Iterator<Item = &Id> {
+        let now = Instant::now();
+        self.shunned.iter().filter(move |(_, (_, until))| *until > now).map(|(id, _)| id)
+    }
+
+    /// Those that are tried now are tried again still later, if it does not help.
+    pub(super) fn shun_the_due(&mut self) {
+        let now = Instant::now();
+        let due = |id: &Id, until: Instant| until <= now && !self.neighbours.contains_key(id);
+        let due: Vec<Id> =
+            self.shunned.iter().filter(|(id, (_, until))| due(id, *until)).map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|id| self.shun(id));
+    }
+
+    /// How long the driver may sleep, if not for ever.
+    pub(super) fn next_look(&mut self) -> Option<Duration> {
+        if std::mem::take(&mut self.try_again) || self.knock_again {
+            return Some(driver::KNOCK_AGAIN);
+        }
+        let lost = self.shunned.iter().filter(|(id, _)| !self.neighbours.contains_key(id));
+        lost.map(|(_, (_, until))| until.saturating_duration_since(Instant::now()).max(driver::KNOCK_AGAIN))
+            .min()
+    }
+
+    fn peer_ids(&self) -> Vec<Id> {
+        self.peers().map(|neighbour| neighbour.pair.peer.id).collect()
+    }
 }
 
 impl Neighbour {
@@ -197,6 +258,8 @@ impl Neighbour {
             synced: 0,
             silent: false,
             left: false,
+            wants_out: false,
+            cut: None,
         }
     }
 
@@ -315,8 +378,7 @@ impl Node {
     /// Connected peers, in the order of their ids.
     pub fn peers(&self) -> Vec<Arc<PeerInfo>> {
         let state = self.core.state.lock();
-        let mut peers: Vec<_> =
-            state.neighbours.values().map(|neighbour| Arc::clone(&neighbour.pair.peer)).collect();
+        let mut peers: Vec<_> = state.peers().map(|neighbour| Arc::clone(&neighbour.pair.peer)).collect();
         peers.sort_by_key(|peer| peer.id);
         peers
     }
@@ -326,15 +388,16 @@ impl Node {
         let deadline = Instant::now() + timeout;
         let mut state = self.core.state.lock();
         let mut over = false;
-        while state.neighbours.len() < n && !state.closing && !over {
+        while state.peers().count() < n && !state.closing && !over {
             (state, over) = self.core.changed.wait_until(state, deadline);
         }
-        state.neighbours.len() >= n
+        state.peers().count() >= n
     }
 
     /// Opens a publisher; returns when the subscribers that are there are linked.
     pub fn publisher(&self, topic: &str, shape: &str, qos: Qos) -> Result<Publisher, NodeError> {
         topic::check_topic(topic)?;
+        check_shape(shape)?;
         let core = &self.core;
         let offer = Offer::from(qos);
         let publisher =
@@ -347,7 +410,7 @@ impl Node {
                 interest::link_within(core, state, &publisher, &subscriber);
             }
             let message = interest::announce_publisher(&publisher);
-            let peers: Vec<Id> = state.neighbours.keys().copied().collect();
+            let peers = state.peer_ids();
             for peer in &peers {
                 let neighbour = &state.neighbours[peer];
                 neighbour.pair.send(&message, &[]);
@@ -371,6 +434,7 @@ impl Node {
         spin: Option<Duration>,
     ) -> Result<Subscriber, NodeError> {
         topic::check_pattern(pattern)?;
+        check_shape(shape)?;
         let core = &self.core;
         let subscriber = SubscriberCore::new(Arc::clone(core), pattern, shape.to_owned(), qos, spin)?;
         let peers = {
@@ -381,10 +445,10 @@ impl Node {
                 interest::link_within(core, state, &publisher, &subscriber);
             }
             let message = interest::announce_subscriber(&subscriber);
-            for neighbour in state.neighbours.values() {
+            for neighbour in state.peers() {
                 neighbour.pair.send(&message, &[]);
             }
-            state.neighbours.keys().copied().collect::<Vec<_>>()
+            state.peer_ids()
         };
         // The first answer: their links have come. The second: they know that ours are open.
         core.sync(&peers);
@@ -400,7 +464,7 @@ impl Node {
     /// Why nodes talk or not.
     pub fn findings(&self) -> Vec<Finding> {
         let state = self.core.state.lock();
-        let used = state.neighbours.values().map(|neighbour| Finding {
+        let used = state.peers().map(|neighbour| Finding {
             peer: neighbour.pair.peer.id.to_string(),
             verdict: "used",
             reason: "the two share memory".into(),
@@ -441,7 +505,7 @@ impl Node {
                 state.awaited.clear();
             }
         }
-        let peers: Vec<Id> = state.neighbours.keys().copied().collect();
+        let peers = state.peer_ids();
         drop(state);
         self.core.sync(&peers);
     }
@@ -455,6 +519,10 @@ impl Drop for Node {
             std::mem::forget(self.driver.try_lock().and_then(|mut driver| driver.take()));
         }
     }
+}
+
+fn check_shape(shape: &str) -> Result<(), NodeError> {
+    if shape.len() > SHAPE_MAX { Err(NodeError::Shape { len: shape.len() }) } else { Ok(()) }
 }
 
 /// Joins every usable directory; an unusable one is an error only if it was asked for.
@@ -637,7 +705,7 @@ impl NodeCore {
     fn stats(&self) -> NodeStats {
         let state = self.state.lock();
         let mut stats = NodeStats {
-            peers: state.neighbours.len() as u64,
+            peers: state.peers().count() as u64,
             published: state.ended.0.published,
             delivered: state.ended.1.delivered,
             dropped: state.ended.0.dropped,
@@ -659,6 +727,15 @@ impl NodeCore {
             stats.bytes_received += counts.bytes;
         }
         stats
+    }
+
+    /// All publishers but one give up memory that they do not use.
+    pub(super) fn reclaim(&self, wanting: Id) {
+        let others: Vec<_> = {
+            let state = self.state.lock();
+            state.publishers.values().filter(|its| its.id != wanting).cloned().collect()
+        };
+        others.iter().for_each(|publisher| publisher.give_up_idle());
     }
 
     // ---- closing --------------------------------------------------------------------------------

@@ -54,10 +54,19 @@ pub(crate) struct Pair {
 #[derive(Debug, Default)]
 struct Outgoing {
     waiting: VecDeque<(Vec<u8>, Vec<Arc<Descriptor>>)>,
+    /// Descriptors that wait with them.
+    files: usize,
     /// Why the connection must end.
     broken: Option<String>,
     /// Nothing is sent any more.
     closed: bool,
+}
+
+impl Outgoing {
+    fn clear(&mut self) {
+        self.waiting.clear();
+        self.files = 0;
+    }
 }
 
 impl Pair {
@@ -89,11 +98,14 @@ impl Pair {
                 Sent::Done => return true,
                 // The end of the connection comes to the driver by itself.
                 Sent::Gone => return false,
-                Sent::Full => {}
+                Sent::Full | Sent::TooManyFiles => {}
             }
         }
+        outgoing.files += files.len();
         if outgoing.waiting.len() >= OUTGOING_MAX {
             outgoing.broken = Some(format!("it left {OUTGOING_MAX} messages unread"));
+        } else if outgoing.files > files_max() {
+            outgoing.broken = Some(format!("it left {} descriptors unread", outgoing.files));
         } else {
             outgoing.waiting.push_back((bytes, files.iter().map(|&file| Arc::clone(file)).collect()));
         }
@@ -102,18 +114,22 @@ impl Pair {
         false
     }
 
-    /// Sends what waits. True: something still does, try again when the socket is writable.
-    pub(super) fn flush(&self) -> bool {
+    /// Sends what waits, as far as it goes.
+    pub(super) fn flush(&self) -> Flushed {
         let mut outgoing = self.outgoing.lock();
         while let Some((bytes, files)) = outgoing.waiting.front() {
             let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
             match send_packet(self.socket.as_fd(), bytes, &borrowed) {
-                Sent::Full => return true,
-                Sent::Gone => outgoing.waiting.clear(),
-                Sent::Done => drop(outgoing.waiting.pop_front()),
+                Sent::Full => return Flushed::Full,
+                Sent::TooManyFiles => return Flushed::TooManyFiles,
+                Sent::Gone => outgoing.clear(),
+                Sent::Done => {
+                    outgoing.files -= files.len();
+                    outgoing.waiting.pop_front();
+                }
             }
         }
-        false
+        Flushed::All
     }
 
     /// Whether messages wait to be sent.
@@ -136,7 +152,7 @@ impl Pair {
     pub(super) fn close(&self) {
         let mut outgoing = self.outgoing.lock();
         outgoing.closed = true;
-        outgoing.waiting.clear();
+        outgoing.clear();
     }
 
     /// Ends the connection for both sides at once.
@@ -146,10 +162,29 @@ impl Pair {
     }
 }
 
+/// Descriptors that may wait for one neighbour to read: half of what this process may have, so that one that
+/// does not read leaves some for the others.
+fn files_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| limit as usize / 2)
+}
+
 enum Sent {
     Done,
     Full,
+    TooManyFiles,
     Gone,
+}
+
+/// How far [`Pair::flush`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// Nothing waits any more.
+    All,
+    /// The rest goes when the socket is writable.
+    Full,
+    /// The rest goes when fewer descriptors of this user are under way, which no event tells.
+    TooManyFiles,
 }
 
 /// Sends one packet with descriptors, without waiting.
@@ -165,12 +200,10 @@ fn send_packet(socket: BorrowedFd<'_>, bytes: &[u8], files: &[BorrowedFd<'_>]) -
             Ok(_) => Sent::Done,
             Err(rustix::io::Errno::INTR) => continue,
             // Too many descriptors under way are read sooner or later, like too many bytes.
-            Err(
-                rustix::io::Errno::AGAIN
-                | rustix::io::Errno::NOBUFS
-                | rustix::io::Errno::NOMEM
-                | rustix::io::Errno::TOOMANYREFS,
-            ) => Sent::Full,
+            Err(rustix::io::Errno::AGAIN) => Sent::Full,
+            Err(rustix::io::Errno::NOBUFS | rustix::io::Errno::NOMEM | rustix::io::Errno::TOOMANYREFS) => {
+                Sent::TooManyFiles
+            }
             Err(_) => Sent::Gone,
         };
     }
@@ -197,7 +230,8 @@ pub(super) fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Re
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = loop {
         match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
-            Err(rustix::io::Errno::INTR) => {}
+            // A reset is told before what the other side said last; after it, that can be read.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(rustix::io::Errno::AGAIN) => return Received::Nothing,
             Err(_) => return Received::End,
             Ok(received) => break received,

@@ -32,6 +32,8 @@ use crate::wire::control::{LinkNumber, Message};
 /// From this size on, the slots that came back are collected before each loan, so that the one that is
 /// still in cache is used again.
 const LARGE: usize = 32 << 10;
+/// How often a publisher looks for what no bell tells it, while it waits.
+const POLL: Duration = Duration::from_millis(20);
 /// A publish that waited this long tells so.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
@@ -104,6 +106,8 @@ pub struct Blocked {
     pub detail: String,
     /// Whether memory is short, rather than places in the queue.
     pub memory: bool,
+    /// Its process does not read what we send it.
+    unanswered: bool,
     link: LinkIndex,
     fails: bool,
 }
@@ -165,6 +169,7 @@ struct Ended {
 /// The publisher's side of a link.
 struct OutLink {
     number: LinkNumber,
+    publisher: Id,
     subscriber: Id,
     peer: Arc<PeerInfo>,
     /// `None`: the subscriber is of the same node.
@@ -184,7 +189,11 @@ struct OutLink {
     outstanding: u64,
     outstanding_bytes: u64,
     skipped: u64,
+    /// Entries that were pushed a second time, further back.
+    moved: u64,
     dropped: Dropped,
+    /// It was opened once, and counts.
+    opened: bool,
     /// Segments that the other side has, one bit each.
     shown: Vec<u64>,
     space: Option<Arc<Descriptor>>,
@@ -266,7 +275,7 @@ impl OutLink {
             publisher,
             subscriber: self.subscriber,
             peer: Arc::clone(&self.peer),
-            sent: self.ring.pushed() + self.skipped,
+            sent: self.ring.pushed() - self.moved + self.skipped,
             delivered: self.ring.taken() - expired,
             waiting: self.ring.waiting(),
             dropped,
@@ -322,6 +331,16 @@ impl OutLink {
 }
 
 impl State {
+    /// Whether a link is there for which nothing may be dropped: `Some(true)` if the publisher is to fail rather
+    /// than to wait.
+    fn must_not_drop(&self) -> Option<bool> {
+        let contracts = || self.open_links().map(|(_, link)| link.agreed.on_full);
+        if contracts().any(|on_full| on_full == OnFull::Block) {
+            return Some(false);
+        }
+        contracts().any(|on_full| on_full == OnFull::Error).then_some(true)
+    }
+
     fn open_links(&self) -> impl Iterator<Item = (LinkIndex, &OutLink)> {
         self.links
             .iter()
@@ -361,7 +380,13 @@ impl State {
                 }
             }
         }
-        if self.links[at].as_ref().is_some_and(|link| link.left && link.outstanding == 0) {
+        let Some(link) = &self.links[at] else { return };
+        // Acquire: its last reads are over. Pairs with the drop of `ReturnPath`.
+        if link.left && link.outstanding > 0 && link.memory.over().load(Ordering::Acquire) != 0 {
+            self.drain_returns(at);
+            self.pool.forget_link(at);
+            self.remove(at);
+        } else if link.left && link.outstanding == 0 {
             self.remove(at);
         }
     }
@@ -390,8 +415,18 @@ impl State {
     /// The oldest waiting entry of a link is dropped. False: nothing waits there.
     fn withdraw(&mut self, at: LinkIndex, cause: Cause) -> bool {
         let Some(link) = &mut self.links[at] else { return false };
-        let Some(slot) = link.ring.withdraw_oldest(link.memory.forward()) else { return false };
+        let Some((_, slot)) = link.ring.withdraw_oldest(link.memory.forward()) else { return false };
+        self.forget_entry(at, slot, cause)
+    }
+
+    /// An entry that was withdrawn is not delivered, for `cause`. False: it was given back before it was taken.
+    fn forget_entry(&mut self, at: LinkIndex, slot: SlotRef, cause: Cause) -> bool {
+        let Some(link) = &mut self.links[at] else { return false };
         link.drop_one(cause);
+        if !self.pool.is_held_by(slot, at) {
+            link.break_off(&Broken { word: "returned slot", found: slot.bits(), bound: 0 });
+            return false;
+        }
         link.outstanding -= 1;
         link.outstanding_bytes -= self.pool.stride(slot) as u64;
         self.pool.unhold_for(slot, at);
@@ -403,6 +438,9 @@ impl State {
         loop {
             let Some(link) = &mut self.links[at] else { return };
             let Some(oldest) = link.ring.peek_oldest() else { return };
+            if !self.pool.is_held_by(oldest, at) {
+                return link.break_off(&Broken { word: "returned slot", found: oldest.bits(), bound: 0 });
+            }
             let view = self.pool.view(oldest);
             let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
             if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64
@@ -433,9 +471,27 @@ impl State {
     /// Ends a link: its counts go to the totals, its number is free.
     fn remove(&mut self, at: LinkIndex) {
         let Some(mut link) = self.links[at].take() else { return };
+        self.hide_segments(&link);
         let stats = link.stats(link.subscriber);
         add_dropped(&mut self.ended.dropped, &stats.dropped);
         self.ended.lost += stats.lost + stats.waiting;
+    }
+
+    /// Has the other side of a link that ends forget our segments, unless another link needs them there.
+    fn hide_segments(&self, ended: &OutLink) {
+        if let Some(local) = &ended.local {
+            return local.forget_publisher(ended.publisher);
+        }
+        let Some(pair) = &ended.pair else { return };
+        let others = || {
+            let same = |link: &&OutLink| link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair));
+            self.links.iter().flatten().filter(same)
+        };
+        for number in 1..=(ended.shown.len() as u32 * 64) {
+            if ended.has_shown(number) && !others().any(|link| link.has_shown(number)) {
+                pair.send(&Message::SegmentGone { publisher: ended.publisher, number }, &[]);
+            }
+        }
     }
 
     /// Gives up segments that nothing lies in, and tells those who have them mapped.
@@ -599,12 +655,10 @@ impl Publisher {
     ) -> Result<Result<Loan, Box<Blocked>>, PublishError> {
         let core = &self.core;
         let meta = core.encode_meta(len, &encoding, meta)?;
-        let mut state = core.lock_open()?;
-        let place = match core.reserve(&mut state, meta.len(), len)? {
+        let place = match core.reserve_or_reclaim(meta.len(), len)? {
             Ok(place) => place,
             Err(blocked) => return Ok(Err(blocked)),
         };
-        drop(state);
         Ok(Ok(Loan { core: Arc::clone(core), place, encoding, meta, capacity: len, len }))
     }
 
@@ -642,9 +696,15 @@ impl Publisher {
         let mut state = core.lock_open()?;
         let now_ns = core.clock_for(&state);
         let copied = Copied { parts, len, encoding: encoding.number(), meta: &meta, wall_ns, now_ns };
-        let result = state.push_copy(core, &copied)?;
+        let mut result = state.push_copy(core, &copied);
+        if is_short(&result) {
+            drop(state);
+            core.node.reclaim(core.id);
+            state = core.lock_open()?;
+            result = state.push_copy(core, &copied);
+        }
         state.announce();
-        Ok(result)
+        result
     }
 
     /// Copies and publishes many payloads under one lock, with one look at who sleeps. How many went, in order
@@ -684,6 +744,11 @@ impl Publisher {
             Err(error) if sent == 0 => Err(error),
             stop => Ok((sent, stop.unwrap_or(None))),
         }
+    }
+
+    /// Whether a sample of `len` bytes can be loaned without new memory.
+    pub fn has_room_for(&self, len: usize) -> bool {
+        self.core.state.lock().pool.has_free(len)
     }
 
     /// Whether anybody gets what is published now, or later from history.
@@ -878,7 +943,9 @@ impl State {
                 && waits
             {
                 let detail = "its process does not answer".to_owned();
-                return Some(core.blocked(at, link, detail, false));
+                let mut blocked = core.blocked(at, link, detail, false);
+                blocked.unanswered = true;
+                return Some(blocked);
             }
             if waits && self.holds_too_much(at) {
                 self.collect_from(at);
@@ -925,11 +992,7 @@ impl State {
         let link = self.links[at].as_mut().expect("the caller looked");
         if link.is_full().unwrap_or(true) {
             match link.agreed.on_full {
-                OnFull::DropOldest => {
-                    while self.links[at].as_mut().is_some_and(|link| link.is_full().unwrap_or(false))
-                        && self.withdraw(at, Cause::DropOldest)
-                    {}
-                }
+                OnFull::DropOldest => self.drop_oldest(at),
                 _ => {
                     link.skip(Cause::DropNewest);
                     return false;
@@ -946,7 +1009,49 @@ impl State {
         link.outstanding += 1;
         link.outstanding_bytes += stride;
         link.ring.push(link.memory.forward(), slot);
+        // More than the return ring holds would gather at the other side.
+        if link.outstanding > u64::from(link.memory.size().returns) {
+            self.collect_from(at);
+        }
         true
+    }
+
+    /// Drops the oldest entries until there is room; history, which does not count, stays.
+    fn drop_oldest(&mut self, at: LinkIndex) {
+        while let Some(link) = &mut self.links[at] {
+            if !link.is_full().unwrap_or(false) {
+                return;
+            }
+            let dropped = if link.ring.oldest() < link.history_end {
+                self.drop_oldest_after_history(at)
+            } else {
+                self.withdraw(at, Cause::DropOldest)
+            };
+            if !dropped {
+                return;
+            }
+        }
+    }
+
+    /// Takes back everything that waits, and pushes all but the oldest that is no history again. For the short
+    /// time in which a newcomer has not yet taken its history.
+    fn drop_oldest_after_history(&mut self, at: LinkIndex) -> bool {
+        let Some(link) = &mut self.links[at] else { return false };
+        let (mut history, mut newer) = (Vec::new(), Vec::new());
+        while let Some((position, slot)) = link.ring.withdraw_oldest(link.memory.forward()) {
+            let kind = if position < link.history_end { &mut history } else { &mut newer };
+            kind.push(slot);
+        }
+        // History alone fills the ring only if nothing else is in it.
+        let oldest = if newer.is_empty() { None } else { Some(newer.remove(0)) };
+        link.moved += (history.len() + newer.len()) as u64;
+        link.memory.moved().store(link.moved, Ordering::Relaxed);
+        link.history_end = link.ring.pushed() + history.len() as u64;
+        for slot in history.into_iter().chain(newer) {
+            link.ring.push(link.memory.forward(), slot);
+        }
+        self.unannounced = true;
+        oldest.is_some_and(|slot| self.forget_entry(at, slot, Cause::DropOldest))
     }
 
     /// A dropping link whose programs hold too much gets no more.
@@ -1042,6 +1147,27 @@ impl PublisherCore {
         Ok(meta.encode(encoding))
     }
 
+    /// [`Self::reserve`]; when memory is short, the other publishers of the node give up what they do not use.
+    fn reserve_or_reclaim(
+        &self,
+        meta: usize,
+        len: usize,
+    ) -> Result<Result<Place, Box<Blocked>>, PublishError> {
+        let result = self.reserve(&mut *self.lock_open()?, meta, len);
+        if !is_short(&result) {
+            return result;
+        }
+        self.node.reclaim(self.id);
+        self.reserve(&mut *self.lock_open()?, meta, len)
+    }
+
+    /// Gives up memory in which nothing lies.
+    pub(super) fn give_up_idle(&self) {
+        let mut state = self.state.lock();
+        state.collect();
+        state.retire_idle(self.id);
+    }
+
     /// A place for a sample, or who has to give one back first.
     fn reserve(
         &self,
@@ -1071,7 +1197,15 @@ impl PublisherCore {
             let on_full = state.links[at].as_ref().expect("found above").agreed.on_full;
             match on_full {
                 OnFull::DropOldest if state.withdraw(at, Cause::Memory) => {}
-                OnFull::DropOldest | OnFull::DropNewest => return Ok(Ok(Place::Nowhere(vec![0; len]))),
+                OnFull::DropOldest | OnFull::DropNewest => {
+                    let Some(fails) = state.must_not_drop() else {
+                        return Ok(Ok(Place::Nowhere(vec![0; len])));
+                    };
+                    let link = state.links[at].as_ref().expect("found above");
+                    let mut blocked = self.blocked(at, link, self.hoarding(link), true);
+                    blocked.fails = fails;
+                    return Ok(Err(blocked));
+                }
                 OnFull::Block | OnFull::Error => {
                     let link = state.links[at].as_ref().expect("found above");
                     let detail = format!(
@@ -1112,6 +1246,7 @@ impl PublisherCore {
             peer: link.peer.name.clone(),
             detail,
             memory,
+            unanswered: false,
             link: at,
             fails: link.agreed.on_full == OnFull::Error,
         })
@@ -1186,28 +1321,35 @@ impl PublisherCore {
         mask: Option<&SignalMask>,
     ) -> WaitOutcome {
         let start = Instant::now();
-        let bells = {
+        let (bells, deaf) = {
             let mut state = self.state.lock();
             let bells = self.ask_for_room(&mut state, blocked);
             if self.has_room(&mut state, blocked) {
                 self.ask_no_more(&mut state);
                 return WaitOutcome::Ready;
             }
-            bells
+            // No bell tells what other publishers of the node free, what a program that closed its node gives
+            // back, that a socket has room again, or anything at all when there was no descriptor for one.
+            let deaf = blocked.memory || blocked.unanswered || bells.is_empty();
+            (bells, deaf)
         };
         let mut files: Vec<_> = bells.iter().map(|bell| bell.as_fd()).collect();
         files.push(self.bell.as_fd());
         // Up once after the first second, to tell the user; then as long as it takes.
         let warn = (start < since + LONG_WAIT).then(|| since + LONG_WAIT);
-        // A backlogged socket has no bell of ours.
-        let poll = blocked.detail.starts_with("its process").then(|| start + Duration::from_millis(20));
+        let poll = deaf.then(|| start + POLL);
         let until = [deadline, warn, poll].into_iter().flatten().min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         let waited = wait_readable(&files, timeout, mask);
         let mut state = self.state.lock();
         self.ask_no_more(&mut state);
-        for bell in &bells {
-            bell.silence();
+        for bell in bells {
+            if !bell.silence() {
+                // Its hand went with the subscriber; left in place, it would keep us awake.
+                let its =
+                    |link: &&mut OutLink| link.space.as_ref().is_some_and(|its| Arc::ptr_eq(its, &bell));
+                state.links.iter_mut().flatten().filter(its).for_each(|link| link.space = None);
+            }
         }
         self.bell.silence();
         state.spin.slept(start.elapsed());
@@ -1235,7 +1377,9 @@ impl PublisherCore {
                 link.space = Some(Arc::new(ear));
             }
             link.memory.want_space().store(1, Ordering::Relaxed);
-            link.memory.want_slots().store(u64::from(blocked.memory), Ordering::Relaxed);
+            if blocked.memory {
+                link.memory.want_slots().store(1, Ordering::Relaxed);
+            }
             bells.extend(link.space.clone());
         }
         // Dekker with `InLink::take` and `ReturnPath::give_back`.
@@ -1265,7 +1409,7 @@ impl PublisherCore {
             blocked: state.blocked,
             links: Vec::new(),
         };
-        for link in state.links.iter_mut().flatten().filter(|link| link.door.is_some()) {
+        for link in state.links.iter_mut().flatten().filter(|link| link.opened) {
             let counts = link.stats(self.id);
             add_dropped(&mut stats.dropped, &counts.dropped);
             stats.waiting += counts.waiting;
@@ -1290,9 +1434,12 @@ impl PublisherCore {
         if state.closed {
             return None;
         }
+        // Links that were left end here at the latest, so that no crowd of them gathers.
+        state.collect();
         let capacity = new.memory.size().capacity as usize;
         let link = OutLink {
             number: new.number,
+            publisher: self.id,
             subscriber: new.subscriber,
             peer: new.peer,
             pair: new.pair,
@@ -1307,7 +1454,9 @@ impl PublisherCore {
             outstanding: 0,
             outstanding_bytes: 0,
             skipped: 0,
+            moved: 0,
             dropped: Dropped::default(),
+            opened: false,
             shown: Vec::new(),
             space: None,
             flush_asked: false,
@@ -1337,7 +1486,13 @@ impl PublisherCore {
         }
         let kept = state.history.len().min(link.agreed.history as usize);
         let old: Vec<SlotRef> = state.history.iter().skip(state.history.len() - kept).copied().collect();
-        link.memory.first().store(state.sequence - kept as u64, Ordering::Relaxed);
+        let oldest = old.first().map(|&slot| {
+            let view = state.pool.view(slot);
+            Slot::in_mapping(&view.mapping, view.stride, slot.slot()).read_header().sequence
+        });
+        let link = state.links[at].as_mut().expect("found above");
+        link.memory.first().store(oldest.unwrap_or(state.sequence), Ordering::Relaxed);
+        link.opened = true;
         link.door = Some(Door { entry, bit: 1 << (bit % 64), bell });
         for slot in old {
             let link = state.links[at].as_mut().expect("found above");
@@ -1420,7 +1575,7 @@ impl PublisherCore {
         while let Some(slot) = state.history.pop_front() {
             state.pool.unhold(slot);
         }
-        for link in state.links.iter().flatten() {
+        for link in state.links.iter_mut().flatten() {
             match (&link.local, &link.pair) {
                 (Some(local), _) => local.end_link(self.id),
                 (None, Some(pair)) => {
@@ -1428,6 +1583,9 @@ impl PublisherCore {
                 }
                 (None, None) => {}
             }
+            // A closed publisher keeps no connection open.
+            (link.local, link.pair, link.door, link.space) = (None, None, None, None);
+            link.left = true;
         }
         if let Some(counters) = &self.counters {
             counters.give_back(self.counter);
@@ -1449,6 +1607,15 @@ impl PublisherCore {
     /// Samples published and bytes, and the totals of drops.
     pub(super) fn totals(&self) -> PublisherStats {
         self.stats()
+    }
+}
+
+/// Whether memory is what is missing.
+fn is_short<T>(result: &Result<Result<T, Box<Blocked>>, PublishError>) -> bool {
+    match result {
+        Ok(Ok(_)) => false,
+        Ok(Err(blocked)) => blocked.memory,
+        Err(error) => matches!(error, PublishError::NoMemory { .. }),
     }
 }
 

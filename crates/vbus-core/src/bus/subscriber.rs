@@ -411,6 +411,11 @@ impl SubscriberCore {
         self.local_table(publisher).remove(number);
     }
 
+    /// Nothing comes from a publisher of the same node any more; what was taken stays.
+    pub(super) fn forget_publisher(&self, publisher: Id) {
+        self.local_tables.lock().remove(&publisher);
+    }
+
     /// A publisher of the same node closed.
     pub(super) fn end_link(&self, publisher: Id) {
         self.inbox.lock().end(Ending::Closed, |its, _, pair| its == publisher && pair.is_none());

@@ -12,8 +12,8 @@
 //!        line 2  head                                  by the subscriber, each take
 //!        line 3  return tail                           by the subscriber, each give-back
 //!        line 4  return head                           by the publisher
-//!        line 5  skipped, dropped by cause             by the publisher, each drop
-//!        line 6  overflow, expired                     by the subscriber, rarely
+//!        line 5  skipped, dropped by cause, moved      by the publisher, each drop
+//!        line 6  overflow, expired, over               by the subscriber, rarely
 //!        line 8  cells of the ring, cells of the return ring
 //! ```
 //!
@@ -290,6 +290,16 @@ impl LinkMemory {
     /// Not zero while the subscriber's node keeps slots that did not fit into the return ring.
     pub fn overflow(&self) -> &AtomicU64 {
         self.word(6, 0)
+    }
+
+    /// Entries that were pushed a second time, further back.
+    pub fn moved(&self) -> &AtomicU64 {
+        self.word(5, 6)
+    }
+
+    /// Not zero when nothing will come back any more: the subscriber is gone, and every sample of it.
+    pub fn over(&self) -> &AtomicU64 {
+        self.word(6, 2)
     }
 
     /// Samples that the subscriber found too old when it took them.

@@ -33,8 +33,8 @@ pub struct SegmentTable {
 }
 
 impl SegmentTable {
-    /// Segments that a publisher may show.
-    pub const SEGMENTS_MAX: u32 = 1 << 16;
+    /// Segments that a publisher may show; no pool has more.
+    pub const SEGMENTS_MAX: u32 = 1 << 12;
 
     /// Adds or replaces segment `number`, which counts from 1. False: no such number.
     pub fn insert(&self, number: u32, segment: ReadSegment) -> bool {
@@ -79,6 +79,19 @@ struct Back {
     overflow: Vec<SlotRef>,
 }
 
+impl Back {
+    /// Puts what did not fit into the ring, as far as there is room.
+    fn flush(&mut self, memory: &LinkMemory) {
+        while let Some(&slot) = self.overflow.last() {
+            if !self.ring.push(memory.returns(), slot) {
+                break;
+            }
+            self.overflow.pop();
+        }
+        memory.overflow().store(self.overflow.len() as u64, Ordering::Release);
+    }
+}
+
 /// The publisher's bell, which arrives when it is first needed.
 #[derive(Default)]
 struct SpaceBell {
@@ -116,14 +129,7 @@ impl ReturnPath {
     /// Puts slots that did not fit into the return ring there now.
     pub fn flush_overflow(&self) {
         let mut back = self.back.lock();
-        let Back { ring, overflow } = &mut *back;
-        while let Some(&slot) = overflow.last() {
-            if !ring.push(self.memory.returns(), slot) {
-                break;
-            }
-            overflow.pop();
-        }
-        self.memory.overflow().store(overflow.len() as u64, Ordering::Release);
+        back.flush(&self.memory);
         drop(back);
         fence(Ordering::SeqCst);
         self.ring_if(self.memory.want_slots());
@@ -134,6 +140,9 @@ impl ReturnPath {
         if !back.ring.push(self.memory.returns(), slot) && back.overflow.len() < OVERFLOW_MAX {
             back.overflow.push(slot);
             self.memory.overflow().store(back.overflow.len() as u64, Ordering::Release);
+        } else if !back.overflow.is_empty() {
+            // There is room again. When our node is closed, nobody else will tell.
+            back.flush(&self.memory);
         }
         drop(back);
         self.held.fetch_sub(1, Ordering::Relaxed);
@@ -155,6 +164,16 @@ impl ReturnPath {
         match &space.file {
             Some(file) => file.ring(),
             None => space.missed = true,
+        }
+    }
+}
+
+impl Drop for ReturnPath {
+    fn drop(&mut self) {
+        // No link and no hold is left: what did not fit into the return ring is given back all at once.
+        // Release: after every read of a slot.
+        if self.born.is_current() {
+            self.memory.over().store(1, Ordering::Release);
         }
     }
 }

@@ -127,7 +127,7 @@ fn loom_withdrawn_entry_goes_to_one_side_and_its_slot_is_never_read_as_the_old_o
                 // Three laps of the slots, one and a half of the ring.
                 for value in 1..=3 {
                     if free.is_empty() {
-                        let Some(back) = ring.withdraw_oldest(link.forward()) else { break };
+                        let Some((_, back)) = ring.withdraw_oldest(link.forward()) else { break };
                         withdrawn.insert(values[back.slot() as usize]);
                         free.push(back);
                     }

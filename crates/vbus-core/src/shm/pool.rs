@@ -23,6 +23,9 @@ const FIRST_SEGMENT: usize = 64 << 10;
 const LARGE_SEGMENT: usize = 64 << 20;
 /// Segments that a publisher may have; each costs a descriptor.
 const SEGMENTS_MAX: usize = 4096;
+/// Segments are numbered in a circle of this size: a number is not used again before its last bearer is forgotten
+/// by readers that are told of it a little later. Far fewer messages are ever under way to one of them.
+const NUMBERS: usize = 2 * SEGMENTS_MAX;
 
 /// Which of a publisher's links; the number is free again when the link has ended.
 pub type LinkIndex = usize;
@@ -56,6 +59,11 @@ impl LinkSet {
             *word &= !bit;
             there
         })
+    }
+
+    fn contains(&self, link: LinkIndex) -> bool {
+        let word = if link < 64 { Some(&self.low) } else { self.high.get(link / 64 - 1) };
+        word.is_some_and(|word| word & (1 << (link % 64)) != 0)
     }
 
     fn is_empty(&self) -> bool {
@@ -160,13 +168,15 @@ pub struct Pool {
     segments: Vec<Option<Segment>>,
     /// Per class: the free slots, the one freed last at the end, and how many there are in all.
     classes: Vec<(Class, Vec<SlotRef>, usize)>,
+    /// Where the search for a free number goes on.
+    next_number: usize,
     is_closed: bool,
 }
 
 impl Pool {
     /// No slots yet.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, segments: Vec::new(), classes: Vec::new(), is_closed: false }
+        Self { budget, segments: Vec::new(), classes: Vec::new(), next_number: 0, is_closed: false }
     }
 
     /// The node's bound.
@@ -226,6 +236,11 @@ impl Pool {
     /// `link` holds `slot` from now on.
     pub fn hold_for(&mut self, slot: SlotRef, link: LinkIndex) {
         self.holds_mut(slot).links.insert(link);
+    }
+
+    /// Whether `link` holds `slot`. A stranger's link may have given back what still waits in its ring.
+    pub fn is_held_by(&self, slot: SlotRef, link: LinkIndex) -> bool {
+        self.knows(slot) && self.segment(slot).holds[slot.slot() as usize].links.contains(link)
     }
 
     /// `link` gives `slot` back. False: it did not hold it.
@@ -345,16 +360,18 @@ impl Pool {
         Ok((mapping, file, share))
     }
 
-    /// A number that no segment has, its place made.
+    /// The next number in the circle that no segment has, its place made.
     fn free_number(&mut self) -> Result<u32, Shortage> {
-        let at = match self.segments.iter().position(Option::is_none) {
-            Some(at) => at,
-            None if self.segments.len() < SEGMENTS_MAX => {
-                self.segments.push(None);
-                self.segments.len() - 1
-            }
-            None => return Err(Shortage::Segments),
-        };
+        if self.segments.iter().flatten().count() >= SEGMENTS_MAX {
+            return Err(Shortage::Segments);
+        }
+        let places = (0..NUMBERS).map(|step| (self.next_number + step) % NUMBERS);
+        let mut free = places.filter(|&at| self.segments.get(at).is_none_or(Option::is_none));
+        let at = free.next().expect("there are more numbers than segments");
+        self.next_number = at + 1;
+        if self.segments.len() <= at {
+            self.segments.resize_with(at + 1, || None);
+        }
         Ok(at as u32 + 1)
     }
 
@@ -455,7 +472,7 @@ mod tests {
         let mut pool = pool(1 << 20);
         let (slot, _) = pool.loan(100).expect("room");
         pool.hold_for(slot, 0);
-        for bits in [1 << 20, (5 << 20) | 3, (1 << 40) - 1, (1 << 20) | 0xfffff] {
+        for bits in [1 << 20, (5 << 20) | 3, (1 << 36) - 1, (1 << 20) | 0xfffff] {
             let forged = SlotRef::from_bits(bits).expect("well formed");
             assert!(forged == slot || !pool.unhold_for(forged, 0));
         }

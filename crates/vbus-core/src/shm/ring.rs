@@ -7,7 +7,7 @@
 //! reader that was overtaken by a whole lap sees that the cell is not the one it looked for.
 //!
 //! ```text
-//! entry   63        40 39                 20 19                  0
+//! entry   63        36 35                 20 19                  0
 //!         [ position  ][ segment, from 1    ][ slot in the segment ]     0: taken or withdrawn
 //! ```
 //!
@@ -16,7 +16,7 @@
 
 use crate::base::atomics::{AtomicU64, Ordering};
 
-const REF_BITS: u32 = 40;
+const REF_BITS: u32 = 36;
 const SLOT_BITS: u32 = 20;
 /// No ring comes so far in a thousand years; beyond it, counting up could overflow.
 const POSITION_MAX: u64 = 1 << 62;
@@ -166,8 +166,9 @@ impl RingWriter {
         Ok(())
     }
 
-    /// Takes the oldest waiting entry back. `None`: nothing waits; the reader may have been quicker.
-    pub fn withdraw_oldest(&mut self, words: Words<'_>) -> Option<SlotRef> {
+    /// Takes the oldest waiting entry back, with its position. `None`: nothing waits; the reader may have been
+    /// quicker.
+    pub fn withdraw_oldest(&mut self, words: Words<'_>) -> Option<(u64, SlotRef)> {
         while self.oldest < self.tail {
             let slot = self.peek_oldest()?;
             let position = self.oldest;
@@ -180,7 +181,7 @@ impl RingWriter {
                 Ordering::Acquire,
             );
             if mine.is_ok() {
-                return Some(slot);
+                return Some((position, slot));
             }
             self.taken += 1;
         }
@@ -452,7 +453,7 @@ mod tests {
                     Step::Withdraw => {
                         let expected = queue.pop_front();
                         withdrawn += u64::from(expected.is_some());
-                        prop_assert_eq!(writer.withdraw_oldest(memory.words()), expected);
+                        prop_assert_eq!(writer.withdraw_oldest(memory.words()).map(|(_, slot)| slot), expected);
                     }
                     Step::Observe => {
                         writer.observe(memory.words()).expect("an honest reader");
@@ -527,7 +528,7 @@ mod tests {
                 }
                 memory.spoil(spoil);
                 if withdraw {
-                    withdrawn.extend(writer.withdraw_oldest(memory.words()));
+                    withdrawn.extend(writer.withdraw_oldest(memory.words()).map(|(_, slot)| slot));
                 }
                 prop_assert!(writer.waiting() as usize <= capacity);
                 let gone = withdrawn.len() as u64;

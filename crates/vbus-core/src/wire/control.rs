@@ -31,7 +31,8 @@ pub const MESSAGE_MAX: usize = 100 << 10;
 pub const FILES_MAX: usize = 2;
 
 const NAME_MAX: usize = 255;
-const SHAPE_MAX: usize = 64 << 10;
+/// Bytes that the shape of a type may have.
+pub const SHAPE_MAX: usize = 64 << 10;
 const REASON_MAX: usize = 1024;
 
 /// Numbers a link on its connection; given by the publisher's node.
