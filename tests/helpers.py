@@ -24,7 +24,7 @@ import pytest
 WATCHDOG = 20.0
 """Seconds after which something that must happen is taken to hang. A test asserts nothing by it."""
 
-PRELUDE = '''
+PRELUDE = """
 import gc, os, signal, sys, threading, time
 import vbus
 from patterns import is_whole, pattern
@@ -37,7 +37,7 @@ def hear():
     if not line:
         os._exit(3)  # the test is gone
     return line.strip()
-'''
+"""
 
 
 class Program:
@@ -124,7 +124,8 @@ class Program:
             pytest.fail(f"it does not end: {self.errors()}")
         heard = self.errors()
         if (self.process.returncode, heard) != (status, errors):
-            pytest.fail(f"it ended with {self.process.returncode}, not {status}, and said: {heard or 'nothing'}")
+            ended = f"it ended with {self.process.returncode}, not {status}"
+            pytest.fail(f"{ended}, and said: {heard or 'nothing'}")
 
     def errors(self) -> str:
         """What it said on stderr; it is dead, or about to be."""
@@ -196,7 +197,7 @@ def _files(pid: int) -> list[str]:
     files = []
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            files.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+            files.append(str(Path(f"/proc/{pid}/fd/{number}").readlink()))
     return files
 
 

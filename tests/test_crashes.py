@@ -344,16 +344,20 @@ def test_a_death_is_seen_though_a_forked_child_lives_on(how, join, start, meetin
     node = join(memory=16 << 20)
     publisher = node.publisher("down", bytes, depth=2, block_timeout=WATCHDOG)
     subscriber = node.subscriber("up", bytes)
-    source = textwrap.dedent("""
+    source = (
+        textwrap.dedent("""
         node = vbus.Node("mother")
         up = node.publisher("up", bytes)
         down = node.subscriber("down", bytes)
         held = [down.receive() for _ in range(3)]
-    """) + textwrap.dedent(ORPHANS[how]) + textwrap.dedent("""
+    """)
+        + textwrap.dedent(ORPHANS[how])
+        + textwrap.dedent("""
         up.publish(b"last words")
         say("holds", len(held))
         signal.pause()
     """)
+    )
     mother = start(source)
     assert publisher.wait_for_subscribers(1, WATCHDOG)
     for _ in range(5):
@@ -402,7 +406,12 @@ def churn(what: str, count: int) -> str:
 
 @pytest.mark.parametrize(
     "what",
-    ['node.publisher("t")', 'node.subscriber("t")', 'vbus.Node("n").publisher("t")', 'vbus.Node("n").subscriber("t")'],
+    [
+        'node.publisher("t")',
+        'node.subscriber("t")',
+        'vbus.Node("n").publisher("t")',
+        'vbus.Node("n").subscriber("t")',
+    ],
 )
 def test_who_opens_and_closes_again_and_again_leaves_nothing(what, join, start):
     node = join()

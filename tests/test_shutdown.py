@@ -211,7 +211,11 @@ EXITS = {
     "os._exit": ("os._exit(8)", 8, ""),
     "sys.exit in a loop": ("publisher.publish(1)\nfor sample in subscriber:\n    sys.exit(9)", 9, ""),
     # Who closes under another's feet wakes it with Closed; at the end of the program nobody is woken.
-    "sys.exit in with": (CLOSED_IS_FINE + "with node, publisher, subscriber, sample, loan:\n    sys.exit(10)", 10, ""),
+    "sys.exit in with": (
+        CLOSED_IS_FINE + "with node, publisher, subscriber, sample, loan:\n    sys.exit(10)",
+        10,
+        "",
+    ),
 }
 
 
@@ -239,7 +243,10 @@ def test_a_program_that_fails_shows_its_own_error_and_nothing_else(how, start):
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_program_ended_by_a_signal_ends_by_it(number, start):
-    program = start(SETTLED + "    signal.signal(signal.SIGINT, signal.SIG_DFL)\n    say('waits')\n    subscriber.receive()")
+    program = start(
+        SETTLED
+        + "    signal.signal(signal.SIGINT, signal.SIG_DFL)\n    say('waits')\n    subscriber.receive()"
+    )
     program.expect("waits")
     program.signal(getattr(signal, number))
     program.finish(-getattr(signal, number))

@@ -453,10 +453,7 @@ fn publish_once(
     if !as_loan {
         return publisher.try_publish_copy(&[payload], &Encoding::Raw, &meta, 0).expect("it is open");
     }
-    let mut loan = match publisher.try_loan(payload.len(), Encoding::Raw, &meta).expect("it is open") {
-        Ok(loan) => loan,
-        Err(blocked) => return Err(blocked),
-    };
+    let mut loan = publisher.try_loan(payload.len(), Encoding::Raw, &meta).expect("it is open")?;
     loan.write(0, payload);
     publisher.try_publish(&loan, 0).expect("it is open")
 }
@@ -569,7 +566,7 @@ impl<'a> Taker<'a> {
 
     fn accept(&mut self, sample: Sample) {
         let id = sample.source().publisher;
-        let expected = self.expected.entry(id).or_insert(sample.sequence());
+        let expected = self.expected.entry(id).or_insert_with(|| sample.sequence());
         assert_eq!(sample.sequence(), *expected, "everything, once, in order");
         assert_eq!(sample.lost(), 0);
         *expected += 1;

@@ -183,10 +183,10 @@ impl Inbox {
     pub(super) fn take(&mut self) -> Option<Sample> {
         self.takes = self.takes.wrapping_add(1);
         let in_turn = self.takes.is_multiple_of(TAKES_PER_LOOK);
-        if let Some(hot) = self.hot.filter(|_| !in_turn) {
-            if let Some(sample) = self.take_from(hot) {
-                return Some(sample);
-            }
+        if let Some(hot) = self.hot.filter(|_| !in_turn)
+            && let Some(sample) = self.take_from(hot)
+        {
+            return Some(sample);
         }
         let hot = self.hot_bit().filter(|_| !in_turn);
         let count = self.groups.len();

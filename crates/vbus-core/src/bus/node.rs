@@ -203,7 +203,7 @@ impl State {
     /// Ends of a connection with a node that may live: it is tried again, later each time.
     pub(super) fn shun(&mut self, peer: Id) {
         if self.shunned.len() < FINDINGS_MAX {
-            let (breaks, until) = self.shunned.entry(peer).or_insert((0, Instant::now()));
+            let (breaks, until) = self.shunned.entry(peer).or_insert_with(|| (0, Instant::now()));
             *until = Instant::now() + Duration::from_secs(1 << *breaks);
             *breaks = (*breaks + 1).min(6);
         }

@@ -1038,7 +1038,7 @@ impl State {
     fn drop_oldest_after_history(&mut self, at: LinkIndex) -> bool {
         let Some(link) = &mut self.links[at] else { return false };
         let (mut history, mut newer) = (Vec::new(), Vec::new());
-        while let Some((position, slot)) = link.ring.withdraw_oldest(link.memory.forward()) {
+        for (position, slot) in link.ring.withdraw_all(link.memory.forward()) {
             let kind = if position < link.history_end { &mut history } else { &mut newer };
             kind.push(slot);
         }

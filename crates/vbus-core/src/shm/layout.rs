@@ -341,7 +341,7 @@ mod tests {
             let stride = slot_bytes(meta, payload).expect("a size");
             let header = SlotHeader { payload_len: payload as u64, meta_len: meta as u32, ..SlotHeader::default() };
             prop_assert!(header.places(stride).is_some());
-            prop_assert!(stride % LINE == 0 && stride < HEADER + meta + payload + 2 * LINE);
+            prop_assert!(stride.is_multiple_of(LINE) && stride < HEADER + meta + payload + 2 * LINE);
         }
 
         #[test]

@@ -185,6 +185,35 @@ fn loom_reader_that_was_overtaken_by_a_lap_goes_on_with_what_is_there() {
     });
 }
 
+// Fails with a `withdraw_all` that goes from the oldest to the newest: the reader passes over what is withdrawn
+// and takes a newer one before that is withdrawn too, and then meets the older ones again.
+#[test]
+fn loom_entries_that_are_withdrawn_and_pushed_again_stay_in_order() {
+    loom::model(|| {
+        let link = Link::new(CELLS);
+        let mut ring = RingWriter::new(CELLS);
+        for at in 0..CELLS as u32 {
+            link.fill(at, u64::from(at));
+            ring.push(link.forward(), slot(at));
+        }
+        let writer = {
+            let link = Arc::clone(&link);
+            thread::spawn(move || {
+                for (_, slot) in ring.withdraw_all(link.forward()) {
+                    ring.push(link.forward(), slot);
+                }
+                ring.observe(link.forward()).expect("an honest reader");
+                assert_eq!(ring.waiting() + ring.taken(), CELLS as u64);
+            })
+        };
+        let mut reader = RingReader::default();
+        let mut got = take_all(&link, &mut reader);
+        writer.join().expect("the writer ends");
+        got.extend(take_all(&link, &mut reader));
+        assert_eq!(got, (0..CELLS as u64).collect::<Vec<_>>());
+    });
+}
+
 // Fails with the tail's store in `ReturnWriter::push` Relaxed: the writer fills a slot "concurrently" with
 // the reader's last look at it.
 #[test]

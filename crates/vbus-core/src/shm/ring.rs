@@ -188,6 +188,26 @@ impl RingWriter {
         None
     }
 
+    /// Takes everything that waits back, in its order.
+    ///
+    /// The newest first: then what the reader takes meanwhile is always older than all that was withdrawn,
+    /// which may be pushed again behind it.
+    pub fn withdraw_all(&mut self, words: Words<'_>) -> Vec<(u64, SlotRef)> {
+        let mut withdrawn = Vec::new();
+        for position in (self.oldest..self.tail).rev() {
+            let slot = self.sent[position as usize & (self.sent.len() - 1)];
+            let found = entry(position, slot);
+            // Acquire and Release: see `withdraw_oldest`.
+            match words.cell(position).compare_exchange(found, 0, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => withdrawn.push((position, slot)),
+                Err(_) => self.taken += 1,
+            }
+        }
+        self.oldest = self.tail;
+        withdrawn.reverse();
+        withdrawn
+    }
+
     /// The oldest entry that waits, as far as was observed.
     pub fn peek_oldest(&self) -> Option<SlotRef> {
         (self.oldest < self.tail).then(|| self.sent[self.oldest as usize & (self.sent.len() - 1)])
