@@ -198,7 +198,7 @@ impl Attacker {
         rustix::net::connect(&socket, &address).expect("the victim listens");
         // Higher than all: the victim says which connection is the one.
         let mut id = *Id::random().as_bytes();
-        id[0] = 0xff;
+        id[..8].fill(0xff);
         Self { socket, id: Id::from_bytes(id) }
     }
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::inbox::NewEntry;
 use super::node::{Incoming, Neighbour, NodeCore, State, TopicMismatch};
+use super::out_link::{LinkKey, NewLink};
 use super::pair::Pair;
-use super::publisher::{LinkKey, NewLink, PublisherCore};
+use super::publisher::PublisherCore;
 use super::qos::{DEPTH_MAX, Offer, OnFull, Qos};
 use super::shape;
 use super::subscriber::{Source, SubscriberCore};

@@ -1,22 +1,23 @@
 //! Publishing: a sample is written into a slot once, and the slot's number goes to every subscriber.
 //!
-//! One lock of the process spans a publisher's sequence and its pushes; no other process can make it wait.
-//! A sample is sent to all or to none: first every link is asked whether it can take it, and only then is
-//! a sequence number used.
+//! One lock of the process spans a publisher's sequence and its pushes: that of its `outbox`. No other process
+//! can make it wait.
 
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::counters::Counters;
+use super::loan::{Loan, Place};
 use super::meta::{Encoding, HEADERS_MAX, Meta};
 use super::node::NodeCore;
-use super::pair::{Pair, PeerInfo};
+use super::out_link::{Door, LinkKey, NewLink, OutLink};
+use super::outbox::{Copied, Filled, Outbox, position};
+use super::pair::Pair;
 use super::qos::{Offer, OnFull};
-use super::spin::{self, Spin};
-use super::stats::{LinkStats, PublisherStats, add_dropped};
-use super::subscriber::{SubscriberCore, WaitOutcome};
+use super::spin;
+use super::stats::{PublisherStats, add_dropped};
+use super::subscriber::WaitOutcome;
 use crate::base::atomics::{AtomicU64, Ordering, fence};
 use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
 use crate::base::fork;
@@ -24,10 +25,10 @@ use crate::base::id::Id;
 use crate::base::lock::{Condvar, Mutex, MutexGuard};
 use crate::base::notice::Level;
 use crate::shm::board::BoardEntry;
-use crate::shm::layout::{Cause, Dropped, LinkMemory, Slot, SlotHeader, slot_bytes};
-use crate::shm::pool::{LinkIndex, Pool, SegmentView, Shortage};
-use crate::shm::ring::{Broken, ReturnReader, RingWriter, SlotRef};
-use crate::wire::control::{LinkNumber, Message};
+use crate::shm::layout::{Cause, Dropped, Slot, slot_bytes};
+use crate::shm::pool::{LinkIndex, Shortage};
+use crate::shm::ring::{ReturnReader, RingWriter, SlotRef};
+use crate::wire::control::Message;
 
 /// From this size on, the slots that came back are collected before each loan, so that the one that is
 /// still in cache is used again.
@@ -107,7 +108,7 @@ pub struct Blocked {
     /// Whether memory is short, rather than places in the queue.
     pub memory: bool,
     /// Its process does not read what we send it.
-    unanswered: bool,
+    pub(super) unanswered: bool,
     link: LinkIndex,
     fails: bool,
 }
@@ -135,486 +136,17 @@ pub(crate) struct PublisherCore {
     pub(super) shape: String,
     pub(super) offer: Offer,
     pub(super) counter: u32,
-    counters: Option<Arc<Counters>>,
+    pub(super) counters: Option<Arc<Counters>>,
     node: Arc<NodeCore>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<Outbox>,
     /// Rung by what happens in this process: takers of the same node, ends of links, `close`.
     bell: Arc<Descriptor>,
     waiters: AtomicU64,
     changed: Condvar,
-    born: fork::Generation,
-}
-
-struct State {
-    pool: Pool,
-    links: Vec<Option<OutLink>>,
-    sequence: u64,
-    bytes: u64,
-    history: VecDeque<SlotRef>,
-    /// Of links that ended.
-    ended: Ended,
-    blocked: Duration,
-    spin: Spin,
-    /// Something was pushed and nobody was told yet; never so when the lock is let go.
-    unannounced: bool,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Ended {
-    dropped: Dropped,
-    lost: u64,
-}
-
-/// The publisher's side of a link.
-struct OutLink {
-    number: LinkNumber,
-    publisher: Id,
-    subscriber: Id,
-    peer: Arc<PeerInfo>,
-    /// `None`: the subscriber is of the same node.
-    pair: Option<Arc<Pair>>,
-    local: Option<Arc<SubscriberCore>>,
-    memory: LinkMemory,
-    ring: RingWriter,
-    returns: ReturnReader,
-    agreed: Offer,
-    /// Set when the subscriber's node has opened the link.
-    door: Option<Door>,
-    /// The subscriber takes no more; what it holds still comes back.
-    left: bool,
-    /// Entries before this position are history, which `depth` does not count.
-    history_end: u64,
-    /// Slots that the link holds: waiting, and in programs.
-    outstanding: u64,
-    outstanding_bytes: u64,
-    skipped: u64,
-    /// Entries that were pushed a second time, further back.
-    moved: u64,
-    dropped: Dropped,
-    /// It was opened once, and counts.
-    opened: bool,
-    /// Segments that the other side has, one bit each.
-    shown: Vec<u64>,
-    space: Option<Arc<Descriptor>>,
-    flush_asked: bool,
-}
-
-/// How to tell the subscriber.
-struct Door {
-    entry: BoardEntry,
-    bit: u64,
-    bell: Arc<Descriptor>,
-}
-
-impl Door {
-    #[inline]
-    fn announce(&self) {
-        if self.entry.bell().announce(self.bit) {
-            self.bell.ring();
-        }
-    }
-}
-
-/// Everything that a new link needs.
-pub(super) struct NewLink {
-    pub(super) number: LinkNumber,
-    pub(super) subscriber: Id,
-    pub(super) peer: Arc<PeerInfo>,
-    pub(super) pair: Option<Arc<Pair>>,
-    pub(super) local: Option<Arc<SubscriberCore>>,
-    pub(super) memory: LinkMemory,
-    pub(super) agreed: Offer,
-}
-
-impl OutLink {
-    fn is_open(&self) -> bool {
-        self.door.is_some() && !self.left
-    }
-
-    /// Entries that `depth` counts, as far as was observed.
-    #[inline]
-    fn counted(&self) -> u64 {
-        self.ring.pushed() - self.ring.oldest().max(self.history_end)
-    }
-
-    fn is_full(&mut self) -> Result<bool, Broken> {
-        let depth = u64::from(self.agreed.depth);
-        if self.counted() >= depth || self.ring.is_full() {
-            self.ring.observe(self.memory.forward())?;
-        }
-        Ok(self.counted() >= depth || self.ring.is_full())
-    }
-
-    /// Slots that programs hold.
-    fn held(&self) -> u64 {
-        self.outstanding.saturating_sub(self.ring.waiting())
-    }
-
-    fn drop_one(&mut self, cause: Cause) {
-        self.dropped[cause as usize] += 1;
-        self.memory.dropped(cause).store(self.dropped[cause as usize], Ordering::Relaxed);
-    }
-
-    /// A sample for this link that is not pushed.
-    fn skip(&mut self, cause: Cause) {
-        self.skipped += 1;
-        self.memory.skipped().store(self.skipped, Ordering::Relaxed);
-        self.drop_one(cause);
-    }
-
-    /// The counts now; they always add up.
-    fn stats(&mut self, publisher: Id) -> LinkStats {
-        // Before the head: the subscriber passes an entry first and then says that it was too old.
-        let expired = self.memory.expired().load(Ordering::Acquire);
-        let _ = self.ring.observe(self.memory.forward());
-        let expired = expired.min(self.ring.taken());
-        let mut dropped = self.dropped;
-        dropped[Cause::Lifespan as usize] += expired;
-        LinkStats {
-            publisher,
-            subscriber: self.subscriber,
-            peer: Arc::clone(&self.peer),
-            sent: self.ring.pushed() - self.moved + self.skipped,
-            delivered: self.ring.taken() - expired,
-            waiting: self.ring.waiting(),
-            dropped,
-            lost: 0,
-        }
-    }
-
-    fn has_shown(&self, segment: u32) -> bool {
-        self.shown.get(segment as usize / 64).is_some_and(|word| word & (1 << (segment % 64)) != 0)
-    }
-
-    fn mark_shown(&mut self, segment: u32, shown: bool) {
-        let word = segment as usize / 64;
-        if self.shown.len() <= word {
-            self.shown.resize(word + 1, 0);
-        }
-        if shown {
-            self.shown[word] |= 1 << (segment % 64);
-        } else {
-            self.shown[word] &= !(1 << (segment % 64));
-        }
-    }
-
-    /// Has the other side map the segment before it meets an entry in it. False: not possible right now.
-    fn show(&mut self, publisher: Id, view: &SegmentView) -> bool {
-        let shown = match (&self.local, &self.pair) {
-            (Some(subscriber), _) => {
-                subscriber.show_segment(publisher, view);
-                true
-            }
-            (None, Some(pair)) => {
-                let message = Message::Segment {
-                    publisher,
-                    number: view.number,
-                    len: view.mapping.len() as u64,
-                    stride: view.stride as u64,
-                };
-                // Queued is not enough: were we killed now, the entry would be there without its memory.
-                !pair.is_backlogged() && pair.send(&message, &[&view.file])
-            }
-            (None, None) => false,
-        };
-        self.mark_shown(view.number, shown);
-        shown
-    }
-
-    fn break_off(&mut self, broken: &Broken) {
-        self.left = true;
-        if let Some(pair) = &self.pair {
-            pair.break_off(broken.to_string());
-        }
-    }
-}
-
-impl State {
-    /// Whether a link is there for which nothing may be dropped: `Some(true)` if the publisher is to fail rather
-    /// than to wait.
-    fn must_not_drop(&self) -> Option<bool> {
-        let contracts = || self.open_links().map(|(_, link)| link.agreed.on_full);
-        if contracts().any(|on_full| on_full == OnFull::Block) {
-            return Some(false);
-        }
-        contracts().any(|on_full| on_full == OnFull::Error).then_some(true)
-    }
-
-    fn open_links(&self) -> impl Iterator<Item = (LinkIndex, &OutLink)> {
-        self.links
-            .iter()
-            .enumerate()
-            .filter_map(|(at, link)| link.as_ref().filter(|link| link.is_open()).map(|link| (at, link)))
-    }
-
-    /// Takes back the slots that subscribers are done with.
-    fn collect(&mut self) {
-        if self.closed {
-            // The ledger is closed with the publisher.
-            return;
-        }
-        for at in 0..self.links.len() {
-            if self.links[at].as_ref().is_some_and(|link| link.outstanding > 0) {
-                self.collect_from(at);
-            }
-        }
-    }
-
-    fn collect_from(&mut self, at: LinkIndex) {
-        loop {
-            self.drain_returns(at);
-            let Some(link) = &mut self.links[at] else { return };
-            if link.flush_asked || link.memory.overflow().load(Ordering::Acquire) == 0 {
-                break;
-            }
-            link.flush_asked = true;
-            match (&link.local, &link.pair) {
-                // That is done at once: there is more to drain.
-                (Some(local), _) => local.flush_returns(link.number),
-                (None, pair) => {
-                    pair.iter().for_each(|pair| {
-                        pair.send(&Message::FlushReturns(link.number), &[]);
-                    });
-                    break;
-                }
-            }
-        }
-        let Some(link) = &self.links[at] else { return };
-        // Acquire: its last reads are over. Pairs with the drop of `ReturnPath`.
-        if link.left && link.outstanding > 0 && link.memory.over().load(Ordering::Acquire) != 0 {
-            self.drain_returns(at);
-            self.pool.forget_link(at);
-            self.remove(at);
-        } else if link.left && link.outstanding == 0 {
-            self.remove(at);
-        }
-    }
-
-    /// Takes back what lies in the return ring.
-    fn drain_returns(&mut self, at: LinkIndex) {
-        let Some(link) = &mut self.links[at] else { return };
-        loop {
-            let bits = match link.returns.next(link.memory.returns()) {
-                Ok(Some(bits)) => bits,
-                Ok(None) => return,
-                Err(broken) => return link.break_off(&broken),
-            };
-            let slot = SlotRef::from_bits(bits);
-            let stride = slot.filter(|&slot| self.pool.unhold_for(slot, at));
-            let Some(slot) = stride else {
-                let broken = Broken { word: "returned slot", found: bits, bound: 0 };
-                return link.break_off(&broken);
-            };
-            link.outstanding -= 1;
-            link.outstanding_bytes -= self.pool.stride(slot) as u64;
-            link.flush_asked = false;
-        }
-    }
-
-    /// The oldest waiting entry of a link is dropped. False: nothing waits there.
-    fn withdraw(&mut self, at: LinkIndex, cause: Cause) -> bool {
-        let Some(link) = &mut self.links[at] else { return false };
-        let Some((_, slot)) = link.ring.withdraw_oldest(link.memory.forward()) else { return false };
-        self.forget_entry(at, slot, cause)
-    }
-
-    /// An entry that was withdrawn is not delivered, for `cause`. False: it was given back before it was taken.
-    fn forget_entry(&mut self, at: LinkIndex, slot: SlotRef, cause: Cause) -> bool {
-        let Some(link) = &mut self.links[at] else { return false };
-        link.drop_one(cause);
-        if !self.pool.is_held_by(slot, at) {
-            link.break_off(&Broken { word: "returned slot", found: slot.bits(), bound: 0 });
-            return false;
-        }
-        link.outstanding -= 1;
-        link.outstanding_bytes -= self.pool.stride(slot) as u64;
-        self.pool.unhold_for(slot, at);
-        true
-    }
-
-    /// Drops what is too old at the front of a link.
-    fn expire(&mut self, at: LinkIndex, lifespan: Duration, now_ns: u64) {
-        loop {
-            let Some(link) = &mut self.links[at] else { return };
-            let Some(oldest) = link.ring.peek_oldest() else { return };
-            if !self.pool.is_held_by(oldest, at) {
-                return link.break_off(&Broken { word: "returned slot", found: oldest.bits(), bound: 0 });
-            }
-            let view = self.pool.view(oldest);
-            let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
-            if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64
-                || !self.withdraw(at, Cause::Lifespan)
-            {
-                return;
-            }
-        }
-    }
-
-    /// Whether programs behind a link hold more than their share.
-    ///
-    /// The bound adapts as in dynamic thresholds for shared buffers (Choudhury and Hahne, 1998): at most as
-    /// much as is still free, so that one hoarder gets half, two a third each, and never all.
-    fn holds_too_much(&mut self, at: LinkIndex) -> bool {
-        let free = self.pool.free_bytes();
-        let Some(link) = self.links[at].as_mut().filter(|link| link.outstanding_bytes > free) else {
-            return false;
-        };
-        if link.ring.observe(link.memory.forward()).is_err() || link.held() == 0 {
-            return false;
-        }
-        let held =
-            u128::from(link.outstanding_bytes) * u128::from(link.held()) / u128::from(link.outstanding);
-        held > u128::from(free)
-    }
-
-    /// Ends a link: its counts go to the totals, its number is free.
-    fn remove(&mut self, at: LinkIndex) {
-        let Some(mut link) = self.links[at].take() else { return };
-        self.hide_segments(&link);
-        let stats = link.stats(link.subscriber);
-        add_dropped(&mut self.ended.dropped, &stats.dropped);
-        self.ended.lost += stats.lost + stats.waiting;
-    }
-
-    /// Has the other side of a link that ends forget our segments, unless another link needs them there.
-    fn hide_segments(&self, ended: &OutLink) {
-        if let Some(local) = &ended.local {
-            return local.forget_publisher(ended.publisher);
-        }
-        let Some(pair) = &ended.pair else { return };
-        let others = || {
-            let same = |link: &&OutLink| link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair));
-            self.links.iter().flatten().filter(same)
-        };
-        for number in 1..=(ended.shown.len() as u32 * 64) {
-            if ended.has_shown(number) && !others().any(|link| link.has_shown(number)) {
-                pair.send(&Message::SegmentGone { publisher: ended.publisher, number }, &[]);
-            }
-        }
-    }
-
-    /// Gives up segments that nothing lies in, and tells those who have them mapped.
-    fn retire_idle(&mut self, publisher: Id) -> bool {
-        let retired = self.pool.retire_idle();
-        for link in self.links.iter_mut().flatten() {
-            for &number in retired.iter().filter(|&&number| link.has_shown(number)).collect::<Vec<_>>() {
-                link.mark_shown(number, false);
-                match (&link.local, &link.pair) {
-                    (Some(local), _) => local.hide_segment(publisher, number),
-                    (None, Some(pair)) => {
-                        pair.send(&Message::SegmentGone { publisher, number }, &[]);
-                    }
-                    (None, None) => {}
-                }
-            }
-        }
-        !retired.is_empty()
-    }
+    pub(super) born: fork::Generation,
 }
 
 // ---- what the owner does ------------------------------------------------------------------------
-
-/// Memory borrowed to build a sample in. Dropped without being published, it goes back.
-pub struct Loan {
-    core: Arc<PublisherCore>,
-    place: Place,
-    encoding: Encoding,
-    meta: Vec<u8>,
-    capacity: usize,
-    len: usize,
-}
-
-enum Place {
-    /// A slot, held by the loan.
-    Slot(SlotRef, Slot),
-    /// Memory was short and the contract says drop: the sample is counted and goes nowhere.
-    Nowhere(Vec<u8>),
-}
-
-impl Place {
-    /// The first byte of the payload, behind `meta` bytes.
-    fn payload(&self, meta: usize) -> *mut u8 {
-        match self {
-            Self::Slot(_, slot) => slot.payload(meta),
-            Self::Nowhere(bytes) => bytes.as_ptr().cast_mut(),
-        }
-    }
-
-    /// Copies `bytes` to `at` in the payload. The caller reserved enough.
-    fn write(&self, meta: usize, at: usize, bytes: &[u8]) {
-        // SAFETY: the place was reserved for a payload that ends behind them; nobody else has it; the source
-        // is other memory.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.payload(meta).add(at), bytes.len()) };
-    }
-}
-
-// SAFETY: the slot is held by this loan alone, and the memory by the pool, which `core` keeps.
-unsafe impl Send for Loan {}
-// SAFETY: a shared loan gives out the address only; writing through it is the caller's `unsafe`.
-unsafe impl Sync for Loan {}
-
-impl Loan {
-    /// The first byte of the payload.
-    pub fn as_mut_ptr(&self) -> *mut u8 {
-        self.place.payload(self.meta.len())
-    }
-
-    /// Bytes of the payload.
-    #[allow(clippy::len_without_is_empty, reason = "an empty loan is a fine sample")]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Makes the payload shorter. False: it would be longer than it was loaned.
-    pub fn truncate(&mut self, len: usize) -> bool {
-        let fits = len <= self.capacity;
-        if fits {
-            self.len = len;
-        }
-        fits
-    }
-
-    /// Copies `bytes` to `at` in the payload.
-    ///
-    /// # Panics
-    /// When they do not fit.
-    pub fn write(&mut self, at: usize, bytes: &[u8]) {
-        assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.capacity), "a loan is not overrun");
-        self.place.write(self.meta.len(), at, bytes);
-    }
-
-    /// Keeps the memory after the sample was published, for views that still lead into it.
-    pub fn keep(&self) -> Option<Kept> {
-        let Place::Slot(slot, _) = self.place else { return None };
-        self.core.state.lock().pool.hold(slot);
-        Some(Kept { core: Arc::clone(&self.core), slot })
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        if let Place::Slot(slot, _) = self.place
-            && self.core.born.is_current()
-        {
-            self.core.state.lock().pool.unhold(slot);
-        }
-    }
-}
-
-/// A published slot that is not used again while this lives.
-pub struct Kept {
-    core: Arc<PublisherCore>,
-    slot: SlotRef,
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if self.core.born.is_current() {
-            self.core.state.lock().pool.unhold(self.slot);
-        }
-    }
-}
 
 impl Publisher {
     pub(super) fn new(core: Arc<PublisherCore>) -> Self {
@@ -832,251 +364,6 @@ impl Drop for Publisher {
     }
 }
 
-/// A sample that is ready to go.
-struct Filled<'a> {
-    place: &'a Place,
-    len: usize,
-    encoding: u32,
-    meta: &'a [u8],
-    wall_ns: u64,
-}
-
-/// A sample that is to be copied.
-struct Copied<'a> {
-    parts: &'a [&'a [u8]],
-    len: usize,
-    encoding: u32,
-    meta: &'a [u8],
-    wall_ns: u64,
-    now_ns: u64,
-}
-
-impl State {
-    /// Copies a sample into a slot and pushes it to everyone; nobody is rung yet.
-    fn push_copy(
-        &mut self,
-        core: &PublisherCore,
-        copied: &Copied<'_>,
-    ) -> Result<Result<u64, Box<Blocked>>, PublishError> {
-        let &Copied { parts, len, encoding, meta, wall_ns, now_ns } = copied;
-        let filled = |place| Filled { place, len, encoding, meta, wall_ns };
-        if !core.has_audience(self) {
-            return Ok(Ok(self.commit(core, &filled(&Place::Nowhere(Vec::new())), now_ns)));
-        }
-        let place = match core.reserve(self, meta.len(), len)? {
-            Ok(place) => place,
-            Err(blocked) => return Ok(Err(blocked)),
-        };
-        let result = match self.find_blocked(core, &place, now_ns) {
-            Some(blocked) => Err(blocked),
-            None => {
-                parts.iter().fold(0, |at, part| {
-                    place.write(meta.len(), at, part);
-                    at + part.len()
-                });
-                Ok(self.commit(core, &filled(&place), now_ns))
-            }
-        };
-        if let Place::Slot(slot, _) = place {
-            self.pool.unhold(slot);
-        }
-        Ok(result)
-    }
-
-    /// Gives the sample its sequence number and pushes it to everyone; nobody is rung yet.
-    fn commit(&mut self, core: &PublisherCore, filled: &Filled<'_>, now_ns: u64) -> u64 {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        self.bytes += filled.len as u64;
-        match *filled.place {
-            Place::Slot(slot, at) => {
-                at.write_meta(filled.meta);
-                at.write_header(&SlotHeader {
-                    sequence,
-                    timestamp_ns: filled.wall_ns,
-                    monotonic_ns: now_ns,
-                    payload_len: filled.len as u64,
-                    meta_len: filled.meta.len() as u32,
-                    encoding: filled.encoding,
-                });
-                self.push_to_all(slot);
-                self.remember(core, slot);
-            }
-            Place::Nowhere(_) => {
-                let open = self.links.iter_mut().flatten().filter(|link| link.is_open());
-                open.for_each(|link| link.skip(Cause::Memory));
-            }
-        }
-        if let Some(counters) = &core.counters {
-            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns, filled.encoding);
-        }
-        sequence
-    }
-
-    /// The first link that makes the publisher wait, or fail.
-    fn find_blocked(&mut self, core: &PublisherCore, place: &Place, now_ns: u64) -> Option<Box<Blocked>> {
-        for at in 0..self.links.len() {
-            let Some(link) = &mut self.links[at] else { continue };
-            if !link.is_open() {
-                continue;
-            }
-            let agreed = link.agreed;
-            if let Some(lifespan) = agreed.lifespan {
-                self.expire(at, lifespan, now_ns);
-            }
-            let link = self.links[at].as_mut().expect("looked at above");
-            let full = match link.is_full() {
-                Ok(full) => full,
-                Err(broken) => {
-                    link.break_off(&broken);
-                    continue;
-                }
-            };
-            let waits = matches!(agreed.on_full, OnFull::Block | OnFull::Error);
-            if full && waits {
-                let detail = format!("{} of {} samples wait", link.counted(), agreed.depth);
-                return Some(core.blocked(at, link, detail, false));
-            }
-            if let Place::Slot(slot, _) = *place
-                && !link.has_shown(slot.segment())
-                && !link.show(core.id, &self.pool.view(slot))
-                && waits
-            {
-                let detail = "its process does not answer".to_owned();
-                let mut blocked = core.blocked(at, link, detail, false);
-                blocked.unanswered = true;
-                return Some(blocked);
-            }
-            if waits && self.holds_too_much(at) {
-                self.collect_from(at);
-                if self.holds_too_much(at) {
-                    let link = self.links[at].as_ref()?;
-                    let detail = core.hoarding(link);
-                    return Some(core.blocked(at, link, detail, true));
-                }
-            }
-        }
-        None
-    }
-
-    /// Gives the slot to every open link as its contract says.
-    fn push_to_all(&mut self, slot: SlotRef) {
-        for at in 0..self.links.len() {
-            if self.links[at].as_ref().is_some_and(OutLink::is_open) {
-                self.unannounced |= self.push_to(at, slot);
-            }
-        }
-    }
-
-    /// Tells everyone about what was pushed, and rings who sleeps.
-    fn announce(&mut self) {
-        if !std::mem::take(&mut self.unannounced) {
-            return;
-        }
-        // Between all pushes and all looks at sleepers: see `shm::board`.
-        fence(Ordering::SeqCst);
-        for (_, link) in self.open_links() {
-            if let Some(door) = &link.door {
-                door.announce();
-            }
-        }
-    }
-
-    fn push_to(&mut self, at: LinkIndex, slot: SlotRef) -> bool {
-        let link = self.links[at].as_mut().expect("the caller looked");
-        if !link.has_shown(slot.segment()) || self.drops_for_memory(at) {
-            let link = self.links[at].as_mut().expect("the caller looked");
-            link.skip(Cause::Memory);
-            return false;
-        }
-        let link = self.links[at].as_mut().expect("the caller looked");
-        if link.is_full().unwrap_or(true) {
-            match link.agreed.on_full {
-                OnFull::DropOldest => self.drop_oldest(at),
-                _ => {
-                    link.skip(Cause::DropNewest);
-                    return false;
-                }
-            }
-        }
-        let stride = self.pool.stride(slot) as u64;
-        let link = self.links[at].as_mut().expect("the caller looked");
-        if link.ring.is_full() {
-            link.skip(Cause::DropNewest);
-            return false;
-        }
-        self.pool.hold_for(slot, at);
-        link.outstanding += 1;
-        link.outstanding_bytes += stride;
-        link.ring.push(link.memory.forward(), slot);
-        // More than the return ring holds would gather at the other side.
-        if link.outstanding > u64::from(link.memory.size().returns) {
-            self.collect_from(at);
-        }
-        true
-    }
-
-    /// Drops the oldest entries until there is room; history, which does not count, stays.
-    fn drop_oldest(&mut self, at: LinkIndex) {
-        while let Some(link) = &mut self.links[at] {
-            if !link.is_full().unwrap_or(false) {
-                return;
-            }
-            let dropped = if link.ring.oldest() < link.history_end {
-                self.drop_oldest_after_history(at)
-            } else {
-                self.withdraw(at, Cause::DropOldest)
-            };
-            if !dropped {
-                return;
-            }
-        }
-    }
-
-    /// Takes back everything that waits, and pushes all but the oldest that is no history again. For the short
-    /// time in which a newcomer has not yet taken its history.
-    fn drop_oldest_after_history(&mut self, at: LinkIndex) -> bool {
-        let Some(link) = &mut self.links[at] else { return false };
-        let (mut history, mut newer) = (Vec::new(), Vec::new());
-        for (position, slot) in link.ring.withdraw_all(link.memory.forward()) {
-            let kind = if position < link.history_end { &mut history } else { &mut newer };
-            kind.push(slot);
-        }
-        // History alone fills the ring only if nothing else is in it.
-        let oldest = if newer.is_empty() { None } else { Some(newer.remove(0)) };
-        link.moved += (history.len() + newer.len()) as u64;
-        link.memory.moved().store(link.moved, Ordering::Relaxed);
-        link.history_end = link.ring.pushed() + history.len() as u64;
-        for slot in history.into_iter().chain(newer) {
-            link.ring.push(link.memory.forward(), slot);
-        }
-        self.unannounced = true;
-        oldest.is_some_and(|slot| self.forget_entry(at, slot, Cause::DropOldest))
-    }
-
-    /// A dropping link whose programs hold too much gets no more.
-    fn drops_for_memory(&mut self, at: LinkIndex) -> bool {
-        if !self.holds_too_much(at) {
-            return false;
-        }
-        self.collect_from(at);
-        self.holds_too_much(at)
-    }
-
-    /// Keeps the sample for those who come later.
-    fn remember(&mut self, core: &PublisherCore, slot: SlotRef) {
-        if core.offer.history == 0 {
-            return;
-        }
-        self.pool.hold(slot);
-        self.history.push_back(slot);
-        while self.history.len() > core.offer.history as usize {
-            let oldest = self.history.pop_front().expect("longer than history");
-            self.pool.unhold(oldest);
-        }
-    }
-}
-
 impl PublisherCore {
     #[allow(clippy::too_many_arguments, reason = "made in one place, by the node")]
     pub(super) fn new(
@@ -1094,18 +381,7 @@ impl PublisherCore {
             offer,
             counter,
             counters,
-            state: Mutex::new(State {
-                pool: Pool::new(Arc::clone(&node.budget)),
-                links: Vec::new(),
-                sequence: 0,
-                bytes: 0,
-                history: VecDeque::new(),
-                ended: Ended::default(),
-                blocked: Duration::ZERO,
-                spin: Spin::default(),
-                unannounced: false,
-                closed: false,
-            }),
+            state: Mutex::new(Outbox::new(Arc::clone(&node.budget))),
             node,
             bell: Arc::new(Descriptor::event()?),
             waiters: AtomicU64::new(0),
@@ -1114,7 +390,7 @@ impl PublisherCore {
         }))
     }
 
-    fn lock_open(&self) -> Result<MutexGuard<'_, State>, PublishError> {
+    fn lock_open(&self) -> Result<MutexGuard<'_, Outbox>, PublishError> {
         let state = self.state.lock();
         if state.closed {
             return Err(PublishError::Closed { topic: self.topic.to_string() });
@@ -1122,12 +398,12 @@ impl PublisherCore {
         Ok(state)
     }
 
-    fn has_audience(&self, state: &State) -> bool {
+    pub(super) fn has_audience(&self, state: &Outbox) -> bool {
         self.offer.history > 0 || state.open_links().next().is_some()
     }
 
     /// The time that the slot carries, where a lifespan needs it.
-    fn clock_for(&self, state: &State) -> u64 {
+    fn clock_for(&self, state: &Outbox) -> u64 {
         // History may meet a lifespan later.
         let needed = self.offer.lifespan.is_some()
             || self.offer.history > 0
@@ -1169,9 +445,9 @@ impl PublisherCore {
     }
 
     /// A place for a sample, or who has to give one back first.
-    fn reserve(
+    pub(super) fn reserve(
         &self,
-        state: &mut State,
+        state: &mut Outbox,
         meta: usize,
         len: usize,
     ) -> Result<Result<Place, Box<Blocked>>, PublishError> {
@@ -1219,7 +495,7 @@ impl PublisherCore {
     }
 
     /// The link that keeps most of our memory.
-    fn most_holding(&self, state: &State) -> Option<LinkIndex> {
+    fn most_holding(&self, state: &Outbox) -> Option<LinkIndex> {
         let links = state.links.iter().enumerate();
         links
             .filter_map(|(at, link)| link.as_ref().map(|link| (at, link.outstanding_bytes)))
@@ -1239,7 +515,13 @@ impl PublisherCore {
         PublishError::NoMemory { len: len as u64, reason }
     }
 
-    fn blocked(&self, at: LinkIndex, link: &OutLink, detail: String, memory: bool) -> Box<Blocked> {
+    pub(super) fn blocked(
+        &self,
+        at: LinkIndex,
+        link: &OutLink,
+        detail: String,
+        memory: bool,
+    ) -> Box<Blocked> {
         Box::new(Blocked {
             topic: self.topic.to_string(),
             subscriber: link.subscriber,
@@ -1252,7 +534,7 @@ impl PublisherCore {
         })
     }
 
-    fn hoarding(&self, link: &OutLink) -> String {
+    pub(super) fn hoarding(&self, link: &OutLink) -> String {
         format!(
             "its program holds {} samples, {} bytes of the node's {} bytes of memory",
             link.held(),
@@ -1279,7 +561,7 @@ impl PublisherCore {
     }
 
     /// Whether it is worth trying again.
-    fn has_room(&self, state: &mut State, blocked: &Blocked) -> bool {
+    fn has_room(&self, state: &mut Outbox, blocked: &Blocked) -> bool {
         if state.closed {
             return true;
         }
@@ -1362,7 +644,7 @@ impl PublisherCore {
     }
 
     /// Has the subscribers ring when they take, or give back; the bells to wait on.
-    fn ask_for_room(&self, state: &mut State, blocked: &Blocked) -> Vec<Arc<Descriptor>> {
+    fn ask_for_room(&self, state: &mut Outbox, blocked: &Blocked) -> Vec<Arc<Descriptor>> {
         let mut bells = Vec::new();
         for (at, link) in state.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
@@ -1387,7 +669,7 @@ impl PublisherCore {
         bells
     }
 
-    fn ask_no_more(&self, state: &mut State) {
+    fn ask_no_more(&self, state: &mut Outbox) {
         for link in state.links.iter().flatten() {
             if link.memory.want_space().load(Ordering::Relaxed) != 0 {
                 link.memory.want_space().store(0, Ordering::Relaxed);
@@ -1617,18 +899,6 @@ fn is_short<T>(result: &Result<Result<T, Box<Blocked>>, PublishError>) -> bool {
         Ok(Err(blocked)) => blocked.memory,
         Err(error) => matches!(error, PublishError::NoMemory { .. }),
     }
-}
-
-/// What tells one link from the others.
-pub(super) struct LinkKey<'a> {
-    pub(super) number: LinkNumber,
-    pub(super) pair: Option<&'a Arc<Pair>>,
-}
-
-fn position(state: &State, find: impl Fn(&LinkKey<'_>) -> bool) -> Option<LinkIndex> {
-    state.links.iter().position(|link| {
-        link.as_ref().is_some_and(|link| find(&LinkKey { number: link.number, pair: link.pair.as_ref() }))
-    })
 }
 
 /// The host's monotonic clock.
