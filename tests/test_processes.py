@@ -309,16 +309,19 @@ def test_a_forked_child_opens_its_own_node_while_the_parents_threads_are_busy(jo
         while not stop.is_set():
             loops[0].publish(bytes(100))
             loops[1].receive_nowait()
-            node.publisher("come/and/go").close()
+            node.subscriber("come/and/go").close()  # hears from its neighbours, so it cannot flood them
 
     threads = [Survivor(busy) for _ in range(3)]
 
     def child() -> None:
         nonlocal node, publisher, subscriber
         with vbus.Node("child", domain=domain, shm=meeting) as own:
+            assert own.wait_for_peers(1, WATCHDOG)
             mother = next(peer for peer in own.peers() if peer.name == "mother")
             assert mother.pid == os.getppid()
             down, up = own.publisher("down", int), own.subscriber("up", int)
+            assert down.wait_for_subscribers(1, WATCHDOG)
+            assert up.wait_for_publishers(1, WATCHDOG)
             down.publish(os.getpid())
             assert up.receive(WATCHDOG).value == os.getpid()
             # The parent's go while the child's own live.
@@ -337,6 +340,7 @@ def test_a_forked_child_opens_its_own_node_while_the_parents_threads_are_busy(jo
                 os._exit(1)
         value = subscriber.receive(WATCHDOG).value
         assert value == pid
+        assert publisher.wait_for_subscribers(1, WATCHDOG)
         publisher.publish(value)
         assert os.waitpid(pid, 0)[1] == 0
     stop.set()

@@ -1,7 +1,7 @@
 """Everything ends well: in any order of destruction, by any exit, whatever is alive and whoever waits.
 
-Programs run with Python's own checks on (`-X dev`) and must end with their own exit status, without a hang and
-without a word on stderr.
+Programs run with Python's own checks on (`-X dev`), and must end with their own exit status, without a
+hang and without a word on stderr.
 """
 
 import signal

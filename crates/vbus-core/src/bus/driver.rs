@@ -23,8 +23,8 @@ use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::notice::Level;
 use crate::shm::board::{BOARD_BYTES, BoardEntry};
-use crate::shm::layout::LINE;
-use crate::shm::link::{ReadSegment, SegmentTable};
+use crate::shm::layout::{LINE, SEGMENT_NUMBERS};
+use crate::shm::link::ReadSegment;
 use crate::shm::meeting::{Connect, Meeting, Watch};
 use crate::shm::segment;
 use crate::wire::control::Message;
@@ -577,7 +577,7 @@ fn add_segment(
     if stride < 2 * LINE || stride % LINE != 0 || stride > len {
         return Err(format!("a segment of {len} bytes in slots of {stride}"));
     }
-    if number == 0 || number > SegmentTable::SEGMENTS_MAX {
+    if number == 0 || number > SEGMENT_NUMBERS {
         return Err(format!("segment number {number}"));
     }
     // Without a link nobody reads it: it was closed meanwhile, or never asked for.

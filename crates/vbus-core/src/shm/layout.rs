@@ -25,6 +25,9 @@ use super::ring::Words;
 use super::segment::Mapping;
 use crate::base::atomics::{AtomicU64, Ordering};
 
+/// The segments of a publisher are numbered from 1 to this, in a circle: a number is not used again before readers
+/// were told to forget its last bearer. Far fewer messages are ever under way to one of them.
+pub const SEGMENT_NUMBERS: u32 = 1 << 13;
 /// Bytes of a cache line; payloads start on one.
 pub const LINE: usize = 64;
 const HEADER: usize = LINE;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::layout::{LinkMemory, Slot, SlotHeader};
+use super::layout::{LinkMemory, SEGMENT_NUMBERS, Slot, SlotHeader};
 use super::ring::{Broken, ReturnWriter, RingReader, SlotRef, Take};
 use super::segment::Mapping;
 use crate::base::atomics::{AtomicU64, Ordering, fence};
@@ -33,12 +33,9 @@ pub struct SegmentTable {
 }
 
 impl SegmentTable {
-    /// Segments that a publisher may show; no pool has more.
-    pub const SEGMENTS_MAX: u32 = 1 << 12;
-
     /// Adds or replaces segment `number`, which counts from 1. False: no such number.
     pub fn insert(&self, number: u32, segment: ReadSegment) -> bool {
-        if number == 0 || number > Self::SEGMENTS_MAX {
+        if number == 0 || number > SEGMENT_NUMBERS {
             return false;
         }
         let mut segments = self.segments.write();
@@ -481,6 +478,6 @@ mod tests {
         let world = World::new(LinkSize::for_entries(4));
         let segment = ReadSegment { mapping: Arc::clone(&world.readable), stride: STRIDE };
         assert!(!world.table.insert(0, segment.clone()));
-        assert!(!world.table.insert(SegmentTable::SEGMENTS_MAX + 1, segment));
+        assert!(!world.table.insert(SEGMENT_NUMBERS + 1, segment));
     }
 }

@@ -11,7 +11,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::layout::{LINE, Slot};
+use super::layout::{LINE, SEGMENT_NUMBERS, Slot};
 use super::ring::SlotRef;
 use super::segment::{Mapping, SegmentError, create_data};
 use crate::base::budget::{Budget, Share};
@@ -23,9 +23,7 @@ const FIRST_SEGMENT: usize = 64 << 10;
 const LARGE_SEGMENT: usize = 64 << 20;
 /// Segments that a publisher may have; each costs a descriptor.
 const SEGMENTS_MAX: usize = 4096;
-/// Segments are numbered in a circle of this size: a number is not used again before its last bearer is forgotten
-/// by readers that are told of it a little later. Far fewer messages are ever under way to one of them.
-const NUMBERS: usize = 2 * SEGMENTS_MAX;
+const NUMBERS: usize = SEGMENT_NUMBERS as usize;
 
 /// Which of a publisher's links; the number is free again when the link has ended.
 pub type LinkIndex = usize;
@@ -465,6 +463,18 @@ mod tests {
         pool.unhold(slot);
         assert_eq!(pool.retire_idle(), [1]);
         assert!(pool.loan(900_000).is_ok());
+    }
+
+    #[test]
+    fn a_segment_that_was_given_up_leaves_its_number_unused_for_long() {
+        let mut pool = pool(1 << 20);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..SEGMENT_NUMBERS {
+            let (slot, _) = pool.loan(100).expect("room");
+            assert!(slot.segment() <= SEGMENT_NUMBERS && seen.insert(slot.segment()));
+            pool.unhold(slot);
+            pool.retire_idle();
+        }
     }
 
     #[test]
