@@ -60,7 +60,10 @@ def test_memory_that_one_publisher_does_not_use_goes_to_another(node):
             with node.publisher(f"big/{name}", bytes, block_timeout=5) as publisher:
                 publisher.publish(bytes(20 * MIB))
                 subscriber.receive(5).release()
-        first, second = node.publisher("big/1", bytes, block_timeout=5), node.publisher("big/2", bytes, block_timeout=5)
+        first, second = (
+            node.publisher("big/1", bytes, block_timeout=5),
+            node.publisher("big/2", bytes, block_timeout=5),
+        )
         for publisher in (first, second, first, second):
             publisher.publish(bytes(20 * MIB))
             subscriber.receive(5).release()

@@ -573,20 +573,19 @@ def _log_notices(core: CoreNode, done: Any) -> None:
 
 def _warn_no_network(settings: tuple[str, ...]) -> None:
     """Say, once per process, that what was asked of the network has no effect yet."""
-    global _warned_no_network
-    if _warned_no_network:
+    if _warned:
         return
-    _warned_no_network = True
+    _warned.append(settings)
     import logging
 
     logging.getLogger("vbus").warning(
-        "%s without effect: this version of vbus has no network path yet, nodes meet over shared memory only; "
-        "run both sides on one host with a shared directory",
+        "%s without effect: this version of vbus has no network path yet, nodes meet over shared memory "
+        "only; run both sides on one host with a shared directory",
         " and ".join(settings),
     )
 
 
-_warned_no_network = False
+_warned: list[tuple[str, ...]] = []
 
 
 def _what(channel_or_topic: Channel[Any] | str, type: Any) -> tuple[Channel[Any] | None, str, Any]:
