@@ -68,12 +68,11 @@ def resolve(
     """The settings of a node. ConfigError names what is wrong, where it came from, and what would be
     right."""
     key = _secret(secret)
-    if _open(open):
-        if key is not None:
-            raise ConfigError(
-                "open and a secret exclude each other: with a secret, only who has it may in; "
-                "leave one of them out"
-            )
+    if _open(open) and key is not None:
+        raise ConfigError(
+            "open and a secret exclude each other: with a secret, only who has it may in; "
+            "leave one of them out"
+        )
     idle = _network(peers, listen, interfaces)
     directories, named = _shm(shm)
     if "shm" not in _discovery(discovery):
