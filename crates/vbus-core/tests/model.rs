@@ -301,7 +301,7 @@ impl World {
         let published = loop {
             match publish_once(&out.publisher, payload, as_loan) {
                 // A new segment could not be shown at once: the neighbour is busy, which is no matter of `depth`.
-                Err(blocked) if !waits && blocked.detail.starts_with("its process") => {
+                Err(blocked) if !waits && matches!(blocked.why, vbus_core::bus::Why::Silence) => {
                     let now = Instant::now();
                     out.publisher.wait_for_room(&blocked, now, Some(now + PATIENCE), None);
                 }

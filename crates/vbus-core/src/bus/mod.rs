@@ -23,7 +23,7 @@ pub mod topic;
 pub use loan::{Kept, Loan};
 pub use node::{Finding, Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
 pub use pair::PeerInfo;
-pub use publisher::{Blocked, PublishError, Publisher};
+pub use publisher::{Blocked, PublishError, Publisher, Why};
 pub use secret::{Secret, SecretError};
 pub use stats::{LinkStats, NodeStats, PublisherStats, SubscriberStats, named as named_drops};
 pub use subscriber::{Closed, Sample, Source, Subscriber, WaitOutcome};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::loan::Place;
 use super::out_link::{LinkKey, OutLink};
-use super::publisher::{Blocked, PublishError, PublisherCore};
+use super::publisher::{Blocked, PublishError, PublisherCore, Why};
 use super::qos::OnFull;
 use super::spin::Spin;
 use super::stats::add_dropped;
@@ -348,25 +348,21 @@ impl Outbox {
             };
             let waits = matches!(agreed.on_full, OnFull::Block | OnFull::Error);
             if full && waits {
-                let detail = format!("{} of {} samples wait", link.counted(), agreed.depth);
-                return Some(core.blocked(at, link, detail, false));
+                let why = Why::Places { waiting: link.counted(), depth: agreed.depth };
+                return Some(core.blocked(at, link, why));
             }
             if let Place::Slot(slot, _) = *place
                 && !link.has_shown(slot.segment())
                 && !link.show(core.id, &self.pool.view(slot))
                 && waits
             {
-                let detail = "its process does not answer".to_owned();
-                let mut blocked = core.blocked(at, link, detail, false);
-                blocked.unanswered = true;
-                return Some(blocked);
+                return Some(core.blocked(at, link, Why::Silence));
             }
             if waits && self.holds_too_much(at) {
                 self.collect_from(at);
                 if self.holds_too_much(at) {
                     let link = self.links[at].as_ref()?;
-                    let detail = core.hoarding(link);
-                    return Some(core.blocked(at, link, detail, true));
+                    return Some(core.blocked(at, link, core.hoarding(link)));
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::meta::{Encoding, HEADERS_MAX, Meta};
 use super::node::NodeCore;
 use super::out_link::{Door, LinkKey, NewLink, OutLink};
 use super::outbox::{Copied, Filled, Outbox, position};
-use super::pair::Pair;
+use super::pair::{Pair, PeerInfo};
 use super::qos::{Offer, OnFull};
 use super::spin;
 use super::stats::{PublisherStats, add_dropped};
@@ -95,20 +95,16 @@ pub enum PublishError {
 
 /// Who keeps a publisher from going on.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("subscriber {subscriber} of {peer:?} has no room for {topic:?}: {detail}")]
+#[error("subscriber {subscriber} of {:?} has no room for {topic:?}: {why}", peer.name)]
 pub struct Blocked {
     /// The publisher's topic.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// The subscriber that is full.
     pub subscriber: Id,
-    /// Its node's name.
-    pub peer: String,
+    /// Its node.
+    pub peer: Arc<PeerInfo>,
     /// In numbers.
-    pub detail: String,
-    /// Whether memory is short, rather than places in the queue.
-    pub memory: bool,
-    /// Its process does not read what we send it.
-    pub(super) unanswered: bool,
+    pub why: Why,
     link: LinkIndex,
     fails: bool,
 }
@@ -116,11 +112,54 @@ pub struct Blocked {
 impl Blocked {
     /// What to do about it.
     pub fn remedy(&self) -> &'static str {
-        if self.memory {
+        if self.why.is_memory() {
             "let it read and release faster, raise `memory`, or let `on_full` drop"
         } else {
             "let it read faster, raise `depth`, or let `on_full` drop"
         }
+    }
+}
+
+/// Why somebody keeps a publisher from going on. Put into words only when somebody reads them.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Why {
+    /// No place in its queue.
+    #[error("{waiting} of {depth} samples wait")]
+    Places {
+        /// Samples that wait.
+        waiting: u64,
+        /// That may wait.
+        depth: u32,
+    },
+    /// It does not read what we send it.
+    #[error("its process does not answer")]
+    Silence,
+    /// Its program holds more than its share.
+    #[error("its program holds {samples} samples, {bytes} bytes of the node's {limit} bytes of memory")]
+    Hoard {
+        /// Samples held.
+        samples: u64,
+        /// Bytes that the link takes in all.
+        bytes: u64,
+        /// The node's memory.
+        limit: u64,
+    },
+    /// No memory, and it has most of it.
+    #[error("{shortage}; {samples} samples of {bytes} bytes wait for it or are held by it")]
+    Shortage {
+        /// What is short, in numbers.
+        shortage: String,
+        /// Samples that wait or are held.
+        samples: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+}
+
+impl Why {
+    /// Whether memory is short, rather than places in the queue.
+    pub fn is_memory(&self) -> bool {
+        matches!(self, Self::Hoard { .. } | Self::Shortage { .. })
     }
 }
 
@@ -478,17 +517,18 @@ impl PublisherCore {
                         return Ok(Ok(Place::Nowhere(vec![0; len])));
                     };
                     let link = state.links[at].as_ref().expect("found above");
-                    let mut blocked = self.blocked(at, link, self.hoarding(link), true);
+                    let mut blocked = self.blocked(at, link, self.hoarding(link));
                     blocked.fails = fails;
                     return Ok(Err(blocked));
                 }
                 OnFull::Block | OnFull::Error => {
                     let link = state.links[at].as_ref().expect("found above");
-                    let detail = format!(
-                        "{shortage}; {} samples of {} bytes wait for it or are held by it",
-                        link.outstanding, link.outstanding_bytes
-                    );
-                    return Ok(Err(self.blocked(at, link, detail, true)));
+                    let why = Why::Shortage {
+                        shortage: shortage.to_string(),
+                        samples: link.outstanding,
+                        bytes: link.outstanding_bytes,
+                    };
+                    return Ok(Err(self.blocked(at, link, why)));
                 }
             }
         }
@@ -515,32 +555,19 @@ impl PublisherCore {
         PublishError::NoMemory { len: len as u64, reason }
     }
 
-    pub(super) fn blocked(
-        &self,
-        at: LinkIndex,
-        link: &OutLink,
-        detail: String,
-        memory: bool,
-    ) -> Box<Blocked> {
+    pub(super) fn blocked(&self, at: LinkIndex, link: &OutLink, why: Why) -> Box<Blocked> {
         Box::new(Blocked {
-            topic: self.topic.to_string(),
+            topic: Arc::clone(&self.topic),
             subscriber: link.subscriber,
-            peer: link.peer.name.clone(),
-            detail,
-            memory,
-            unanswered: false,
+            peer: Arc::clone(&link.peer),
+            why,
             link: at,
             fails: link.agreed.on_full == OnFull::Error,
         })
     }
 
-    pub(super) fn hoarding(&self, link: &OutLink) -> String {
-        format!(
-            "its program holds {} samples, {} bytes of the node's {} bytes of memory",
-            link.held(),
-            link.outstanding_bytes,
-            self.node.budget.limit()
-        )
+    pub(super) fn hoarding(&self, link: &OutLink) -> Why {
+        Why::Hoard { samples: link.held(), bytes: link.outstanding_bytes, limit: self.node.budget.limit() }
     }
 
     fn look_for_room(&self, blocked: &Blocked) -> bool {
@@ -565,7 +592,7 @@ impl PublisherCore {
         if state.closed {
             return true;
         }
-        if blocked.memory {
+        if blocked.why.is_memory() {
             let before: u64 = state.links.iter().flatten().map(|link| link.outstanding).sum();
             state.collect();
             return state.links.iter().flatten().map(|link| link.outstanding).sum::<u64>() < before;
@@ -612,7 +639,7 @@ impl PublisherCore {
             }
             // No bell tells what other publishers of the node free, what a program that closed its node gives
             // back, that a socket has room again, or anything at all when there was no descriptor for one.
-            let deaf = blocked.memory || blocked.unanswered || bells.is_empty();
+            let deaf = blocked.why.is_memory() || matches!(blocked.why, Why::Silence) || bells.is_empty();
             (bells, deaf)
         };
         let mut files: Vec<_> = bells.iter().map(|bell| bell.as_fd()).collect();
@@ -648,7 +675,7 @@ impl PublisherCore {
         let mut bells = Vec::new();
         for (at, link) in state.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
-            if !blocked.memory && at != blocked.link {
+            if !blocked.why.is_memory() && at != blocked.link {
                 continue;
             }
             if link.local.is_none()
@@ -659,7 +686,7 @@ impl PublisherCore {
                 link.space = Some(Arc::new(ear));
             }
             link.memory.want_space().store(1, Ordering::Relaxed);
-            if blocked.memory {
+            if blocked.why.is_memory() {
                 link.memory.want_slots().store(1, Ordering::Relaxed);
             }
             bells.extend(link.space.clone());
@@ -896,7 +923,7 @@ impl PublisherCore {
 fn is_short<T>(result: &Result<Result<T, Box<Blocked>>, PublishError>) -> bool {
     match result {
         Ok(Ok(_)) => false,
-        Ok(Err(blocked)) => blocked.memory,
+        Ok(Err(blocked)) => blocked.why.is_memory(),
         Err(error) => matches!(error, PublishError::NoMemory { .. }),
     }
 }
