@@ -11,6 +11,8 @@ use crate::base::atomics::{AtomicU32, Ordering};
 
 /// About what a sleep and its wake-up cost.
 const LOOK: Duration = Duration::from_micros(50);
+/// So often a looker offers its processor to others.
+const YIELD: Duration = Duration::from_micros(5);
 /// A wait of at most this might have been looked out.
 const SHORT: Duration = Duration::from_micros(250);
 /// After failing so often in a row, looking is tried once in two to this many waits.
@@ -75,7 +77,8 @@ pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
     if time.is_zero() || !enter() {
         return false;
     }
-    let end = Instant::now() + time;
+    let start = Instant::now();
+    let mut next_yield = YIELD;
     let result = loop {
         if found() {
             break true;
@@ -83,8 +86,14 @@ pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
         for _ in 0..8 {
             std::hint::spin_loop();
         }
-        if Instant::now() >= end {
+        let elapsed = start.elapsed();
+        if elapsed >= time {
             break false;
+        }
+        if elapsed >= next_yield {
+            // Whoever wants this processor may be the one that we wait for.
+            std::thread::yield_now();
+            next_yield = elapsed + YIELD;
         }
     };
     LOOKING.fetch_sub(1, Ordering::Relaxed);
