@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use vbus_core::base::descriptor::SignalMask;
 use vbus_core::base::fork::Generation;
 use vbus_core::base::notice::Level;
 use vbus_core::bus::{NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
@@ -143,7 +144,12 @@ impl Node {
         let deadline = deadline_from(timeout)?;
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
         let inner = self.inner(py)?;
-        let notices = py.detach(|| inner.take_notices(timeout)).unwrap_or_default();
+        // This thread only waits to log: signals are for those who would be woken by them.
+        let notices = py.detach(|| {
+            let _mask = SignalMask::close();
+            inner.take_notices(timeout)
+        });
+        let notices = notices.unwrap_or_default();
         let level = |level| match level {
             Level::Debug => "debug",
             Level::Info => "info",

@@ -45,8 +45,8 @@ pub(crate) fn is_over(deadline: Option<Instant>) -> bool {
 /// wait itself lets them in, so none is missed between the look at them and the sleep.
 ///
 /// One that comes just then may be handled by another thread of Python's, though, which does not wake this one.
-/// So this one looks up after a while, and after ever longer whiles: no Ctrl-C is missed for good, and a program
-/// that waits all day is woken some twenty times.
+/// So this one looks up after a while, and if there is such a thread, after ever longer whiles: no Ctrl-C is
+/// missed for good, a program that waits all day is woken some twenty times, and one without threads once.
 pub(crate) fn wait_interruptibly(
     py: Python<'_>,
     deadline: Option<Instant>,
@@ -64,9 +64,27 @@ pub(crate) fn wait_interruptibly(
             WaitOutcome::Ready => return Ok(()),
             WaitOutcome::Interrupted => return py.check_signals(),
             WaitOutcome::TimedOut if is_over(deadline) => return Ok(()),
+            WaitOutcome::TimedOut if nap == FIRST_NAP && !others_take_signals() => nap = LONGEST_NAP,
             WaitOutcome::TimedOut => nap = (2 * nap).min(LONGEST_NAP),
         }
     }
+}
+
+/// Whether a thread of this process, other than this one, lets Ctrl-C in. True if that cannot be told.
+fn others_take_signals() -> bool {
+    // Bits count from signal 1; SIGINT is 2.
+    const INTERRUPT: u64 = 1 << 1;
+    let lets_in = |status: &str| {
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        Some(u64::from_str_radix(blocked.trim(), 16).ok()? & INTERRUPT == 0)
+    };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return true };
+    let open = threads.flatten().filter(|thread| {
+        // A thread that ended meanwhile takes nothing.
+        let status = std::fs::read_to_string(thread.path().join("status"));
+        status.is_ok_and(|status| lets_in(&status).unwrap_or(true))
+    });
+    open.count() > 1
 }
 
 /// Waits in steps for something that has no file: `done` waits at most as long as it is told.
