@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers import until
 
 import vbus
-from helpers import until
 
 APART = ["unshare", "--pid", "--ipc", "--net", "--uts", "--mount", "--fork", "--mount-proc"]
 """How a program is put into namespaces of its own."""
