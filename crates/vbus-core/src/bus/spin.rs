@@ -4,6 +4,7 @@
 //! to succeed: while recent waits were short, not after it failed, and never with more threads of this
 //! process than it has processors.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -79,10 +80,17 @@ pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
     }
     let start = Instant::now();
     let mut next_yield = YIELD;
+    // Whom we waited for last time may share this processor: then it runs only if we let it.
+    if YIELD_FIRST.get() {
+        std::thread::yield_now();
+    }
+    let mut just_yielded = YIELD_FIRST.get();
     let result = loop {
         if found() {
+            YIELD_FIRST.set(just_yielded);
             break true;
         }
+        just_yielded = false;
         for _ in 0..8 {
             std::hint::spin_loop();
         }
@@ -93,11 +101,17 @@ pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
         if elapsed >= next_yield {
             // Whoever wants this processor may be the one that we wait for.
             std::thread::yield_now();
+            just_yielded = true;
             next_yield = elapsed + YIELD;
         }
     };
     LOOKING.fetch_sub(1, Ordering::Relaxed);
     result
+}
+
+thread_local! {
+    /// What this thread looked for last came while it had offered its processor.
+    static YIELD_FIRST: Cell<bool> = const { Cell::new(false) };
 }
 
 fn enter() -> bool {
