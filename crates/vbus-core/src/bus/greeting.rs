@@ -145,17 +145,10 @@ fn refusal(own: &Own<'_>, hello: &Hello) -> Option<(String, &'static str)> {
             format!("protocol {} does not talk to {VERSION} (vbus {})", hello.version, hello.release);
         return Some((reason, "install the same release of vbus on both sides"));
     }
-    match (own.secret.is_some(), hello.secured) {
-        (true, false) => Some((
-            "one of the two nodes has a secret, the other has none".into(),
-            "give both nodes the same VBUS_SECRET, or neither",
-        )),
-        (false, true) => Some((
-            "one of the two nodes has a secret, the other has none".into(),
-            "give both nodes the same VBUS_SECRET, or neither",
-        )),
-        _ => None,
-    }
+    (own.secret.is_some() != hello.secured).then(|| {
+        let reason = "one of the two nodes has a secret, the other has none".to_owned();
+        (reason, "give both nodes the same VBUS_SECRET, or neither")
+    })
 }
 
 fn name_of(message: &Message) -> String {

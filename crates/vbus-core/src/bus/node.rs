@@ -715,14 +715,14 @@ impl NodeCore {
             memory: self.budget.used(),
         };
         for publisher in state.publishers.values() {
-            let counts = publisher.totals();
+            let counts = publisher.stats();
             stats.published += counts.published;
             stats.bytes_sent += counts.bytes;
             stats.lost += counts.lost;
             add_dropped(&mut stats.dropped, &counts.dropped);
         }
         for subscriber in state.subscribers.values() {
-            let counts = subscriber.totals();
+            let counts = subscriber.stats();
             stats.delivered += counts.delivered;
             stats.bytes_received += counts.bytes;
         }
@@ -746,7 +746,7 @@ impl NodeCore {
         if state.publishers.remove(&publisher.id).is_none() {
             return;
         }
-        let totals = publisher.totals();
+        let totals = publisher.stats();
         state.ended.0.add(&totals);
         publisher.shut();
         for neighbour in state.neighbours.values_mut() {
@@ -765,8 +765,8 @@ impl NodeCore {
             return;
         }
         let left = subscriber.inbox.lock().close();
-        state.ended.1.delivered += subscriber.totals().delivered;
-        state.ended.1.bytes += subscriber.totals().bytes;
+        state.ended.1.delivered += subscriber.stats().delivered;
+        state.ended.1.bytes += subscriber.stats().bytes;
         for (publisher, number, pair) in left {
             match pair {
                 Some(pair) => {

@@ -319,7 +319,7 @@ impl Publisher {
 
     /// Whether a sample of `len` bytes can be loaned without new memory.
     pub fn has_room_for(&self, len: usize) -> bool {
-        self.core.state.lock().pool.has_free(len)
+        slot_bytes(0, len).is_some_and(|bytes| self.core.state.lock().pool.has_free(bytes))
     }
 
     /// Whether anybody gets what is published now, or later from history.
@@ -705,7 +705,7 @@ impl PublisherCore {
         }
     }
 
-    fn stats(&self) -> PublisherStats {
+    pub(super) fn stats(&self) -> PublisherStats {
         let mut state = self.state.lock();
         state.collect();
         let mut stats = PublisherStats {
@@ -911,11 +911,6 @@ impl PublisherCore {
         state.links.iter().flatten().any(|link| {
             link.door.is_none() && !link.left && link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair))
         })
-    }
-
-    /// Samples published and bytes, and the totals of drops.
-    pub(super) fn totals(&self) -> PublisherStats {
-        self.stats()
     }
 }
 

@@ -357,15 +357,10 @@ impl SubscriberCore {
         }
     }
 
-    fn stats(&self) -> SubscriberStats {
+    pub(super) fn stats(&self) -> SubscriberStats {
         let held =
             self.paths.lock().iter().filter_map(|(_, path)| path.upgrade()).map(|path| path.held()).sum();
         self.inbox.lock().stats(self.id, held)
-    }
-
-    /// The counts, for the node.
-    pub(super) fn totals(&self) -> SubscriberStats {
-        self.stats()
     }
 
     // ---- what the node does ---------------------------------------------------------------------
