@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         TopicInfo,
         TopicRemoved,
     )
+    from .watch import Watch
 
 __all__ = [
     "Channel",
@@ -90,6 +91,7 @@ __all__ = [
     "TopicInfo",
     "TopicRemoved",
     "TransportError",
+    "Watch",
     "__version__",
     "register_codec",
 ]
@@ -125,7 +127,9 @@ def __getattr__(name: str) -> object:
         value = getattr(records, name)
     elif name == "register_codec":
         from .codec.registry import register_codec as value
-    elif name in ("Service", "Server", "Watch"):
+    elif name == "Watch":
+        from .watch import Watch as value
+    elif name in ("Service", "Server"):
         from .errors import not_yet
 
         raise AttributeError(str(not_yet(f"vbus.{name}")))

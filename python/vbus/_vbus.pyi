@@ -99,8 +99,13 @@ class Node:
         `rate` and `bytes_per_second` floats from the publishers' own counters,
         `mismatches` list of (publisher_id, subscriber_id, field, offered, asked)."""
     def stats_dict(self) -> dict[str, Any]: ...
-    def findings(self) -> list[tuple[str, str | None, str, str, str, str]]:
+    def findings(self, topic: str | None = None) -> list[tuple[str, str | None, str, str, str, str]]:
         """(peer id or address, topic or None, path, verdict, reason, remedy)."""
+    def watch(self, endpoints: bool = False) -> Watch:
+        """What happens, beginning with what is there; with `endpoints` single subscribers too, the bus's
+        own included."""
+    def subscriber_tuples(self, prefix: str) -> list[tuple[str, str, PeerTuple, str]]:
+        """(id, topic, peer, shape) of every subscriber, near and far, whose topic begins so."""
     def wait_notices(self, timeout: float | None = None) -> list[tuple[str, str]]:
         """Block (GIL released) until there is something to log, or the node closed (then []).
         (level "warning" | "info" | "debug", message), each cause once."""
@@ -221,6 +226,20 @@ class Sample(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+class Watch:
+    """Events as tuples: ("peer_joined", PeerTuple, time_ns), ("peer_left", PeerTuple, reason, time_ns),
+    ("peer_refused", name, address, reason, remedy, time_ns), ("topic_added", topic, time_ns),
+    ("topic_removed", topic, time_ns); with `endpoints` also ("subscriber_added", id, topic, PeerTuple, shape)
+    and ("subscriber_removed", id, topic, PeerTuple)."""
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def missed(self) -> int: ...
+    def receive_tuple(self, timeout: float | None = None) -> tuple[Any, ...]: ...
+    def receive_tuple_nowait(self) -> tuple[Any, ...] | None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 # stats_dict of a publisher: topic, published, bytes, dropped (dict by cause), lost, waiting, held,
 #   blocked_seconds, links: list of dict(publisher, subscriber, peer: PeerTuple, sent, delivered, waiting,

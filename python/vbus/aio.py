@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .errors import Closed, Timeout, quote
 
@@ -22,19 +22,27 @@ if TYPE_CHECKING:
     from ._vbus import Sample, Subscriber
 
     T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Receiver(Protocol[T_co]):
+        """A Subscriber, a Watch: something that gives what waits, and whose file tells when to ask."""
+
+        def receive_nowait(self) -> T_co | None: ...
+        def fileno(self) -> int: ...
+
 
 __all__ = ["Waiters", "in_slices", "next_of", "receive", "receive_many"]
 
 
-async def receive(subscriber: Subscriber[T], waiters: Waiters, timeout: float | None) -> Sample[T]:
-    """The next sample. Timeout if none comes in time, Closed when the subscriber is."""
+async def receive(receiver: Receiver[T], waiters: Waiters, timeout: float | None) -> T:
+    """The next sample or event. Timeout if none comes in time, Closed when the subscriber is."""
     deadline = deadline_in(timeout)
     await waiters.let_others_run()
     while True:
-        sample = subscriber.receive_nowait()
-        if sample is not None:
-            return sample
-        await waiters.wait(subscriber, deadline)
+        received = receiver.receive_nowait()
+        if received is not None:
+            return received
+        await waiters.wait(receiver, deadline)
 
 
 async def receive_many(
@@ -65,16 +73,16 @@ class Waiters:
         if self._calls % CALLS_IN_A_ROW == 0:
             await asyncio.sleep(0)
 
-    async def wait(self, subscriber: Subscriber[Any], deadline: float | None) -> None:
-        """Until the subscriber may have a sample, or is closed. Timeout at the deadline."""
+    async def wait(self, receiver: Receiver[Any], deadline: float | None) -> None:
+        """Until the receiver may have something, or is closed. Timeout at the deadline."""
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
-            raise Timeout(f"nothing came on {quote(subscriber.topic)} in time")
+            raise Timeout(f"nothing came on {_name(receiver)} in time")
         loop = asyncio.get_running_loop()
         queue = self._queues.get(loop)
         if queue is None:
             queue = self._queues[loop] = deque()
-            loop.add_reader(subscriber.fileno(), _wake_one, queue)
+            loop.add_reader(receiver.fileno(), _wake_one, queue)
         future = loop.create_future()
         queue.append(future)
         timer = None if remaining is None else loop.call_later(remaining, _end, future)
@@ -86,7 +94,7 @@ class Waiters:
             if future in queue:
                 queue.remove(future)
             if not queue and self._queues.pop(loop, None) is not None:
-                loop.remove_reader(subscriber.fileno())
+                loop.remove_reader(receiver.fileno())
 
 
 async def in_slices(attempt: Callable[[float], bool], timeout: float | None) -> bool:
@@ -111,16 +119,20 @@ def deadline_in(timeout: float | None) -> float | None:
     return time.monotonic() + timeout
 
 
-async def next_of(subscriber: Subscriber[T], waiters: Waiters) -> Sample[T]:
+async def next_of(receiver: Receiver[T], waiters: Waiters) -> T:
     """For `async for`: ends when the subscriber closes."""
     try:
-        return await receive(subscriber, waiters, None)
+        return await receive(receiver, waiters, None)
     except Closed:
         raise StopAsyncIteration from None
 
 
 SLICE_SECONDS = 0.2
 CALLS_IN_A_ROW = 64
+
+
+def _name(receiver: object) -> str:
+    return quote(getattr(receiver, "topic", "watch()"))
 
 
 def _wake_one(queue: deque[asyncio.Future[bool]]) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .codec.arrays import Array
     from .config import PathText
     from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
+    from .watch import Watch
 
     T = TypeVar("T")
 else:
@@ -271,13 +272,19 @@ class Node:
 
         return await in_slices(lambda seconds: self.wait_for_peers(n, seconds), timeout)
 
-    def watch(self) -> NoReturn:
-        """Not in this version."""
-        raise not_yet("watching the domain")
+    def watch(self) -> Watch:
+        """What happens in the domain, beginning with an event for everything already there: PeerJoined,
+        PeerLeft, PeerRefused, TopicAdded, TopicRemoved, PathChanged. Closed when the node is."""
+        from .watch import Watch
+
+        return Watch(self, self._core.watch())
 
     def explain(self, topic: str | None = None, peer: Peer | str | None = None) -> list[Finding]:
-        """Which ways to whom were tried, with what result and why; of one topic or one peer (or id or
-        name)."""
+        """Which ways to whom were tried, with what result, why, and what to do about it.
+
+        Of everything, or of one `topic` (then also whether anybody publishes it, and subscribes to it), or of
+        one `peer` (a Peer, an id, a name, or the address of a stranger). `str()` of a Finding is a line.
+        """
         from .reports import findings
 
         return findings(self._core, topic, peer)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = [
     "Endpoint",
+    "Event",
     "Finding",
     "Link",
     "Mismatch",
@@ -283,6 +284,10 @@ class PathChanged:
     """Why."""
     time_ns: int
     """When, as time.time_ns()."""
+
+
+Event: TypeAlias = "PeerJoined | PeerLeft | PeerRefused | TopicAdded | TopicRemoved | PathChanged"
+"""What `node.watch()` gives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,14 +48,14 @@ def findings(core: CoreNode, topic: str | None, peer: Peer | str | None) -> list
     peers = _peers(core)
     wanted = peer.id if isinstance(peer, Peer) else peer
     found: list[Finding] = []
-    for who, about, path, verdict, reason, remedy in core.findings():
-        known = peers.get(who or "")
-        finding = Finding(known or who or "", about, path, verdict, reason, remedy)
-        if topic is not None and about not in (None, topic):
-            continue
-        if wanted is not None and wanted not in (who, known.name if known else None):
-            continue
-        found.append(finding)
+    for who, about, path, verdict, reason, remedy in core.findings(topic):
+        known = peers.get(who)
+        if wanted is None or wanted in (who, known.name if known else None):
+            found.append(Finding(known or who, about, path, verdict, reason, remedy))
+    if wanted is not None and not found:
+        reason = f"none of the {len(peers) - 1} connected peers and no stranger is known by this name"
+        remedy = "look at `vbus nodes`; check its domain, its secret and its directories"
+        found.append(Finding(wanted, topic, "shm", "failed", reason, remedy))
     return found
 
 

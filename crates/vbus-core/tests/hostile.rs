@@ -111,7 +111,7 @@ impl World {
         self.from_victim.stats();
         self.victim.stats();
         self.victim.topics();
-        self.victim.findings();
+        self.victim.findings(Some("a/b"));
         let news = self.victim.take_notices(Some(Duration::ZERO)).expect("it is open");
         self.notices.extend(news.into_iter().map(|notice| notice.text));
     }

@@ -8,6 +8,7 @@ mod publisher;
 mod sample;
 mod subscriber;
 mod waiting;
+mod watch;
 
 use pyo3::prelude::*;
 
@@ -21,6 +22,7 @@ fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<loan::Loan>()?;
     module.add_class::<subscriber::Subscriber>()?;
     module.add_class::<sample::Sample>()?;
+    module.add_class::<watch::Watch>()?;
     module.add_function(wrap_pyfunction!(convert::check_topic, module)?)?;
     module.add_function(wrap_pyfunction!(convert::check_qos, module)?)?;
     module.add_function(wrap_pyfunction!(convert::shapes_agree, module)?)?;

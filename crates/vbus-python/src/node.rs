@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use vbus_core::base::descriptor::SignalMask;
 use vbus_core::base::fork::Generation;
+use vbus_core::base::id::Id;
 use vbus_core::base::notice::Level;
 use vbus_core::bus::{NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
 use vbus_core::shm::meeting;
@@ -14,6 +15,7 @@ use vbus_core::shm::meeting;
 use crate::convert::{dropped_dict, peer_tuple, qos_dict};
 use crate::errors::{self, Kind, from_node, plain};
 use crate::waiting::{count_from, deadline_from, wait_in_steps};
+use crate::watch::{Watch, endpoint_parts};
 
 /// A participant of one domain.
 #[pyclass(frozen, subclass, module = "vbus._vbus", weakref)]
@@ -130,13 +132,31 @@ impl Node {
         Ok(dict)
     }
 
+    #[pyo3(signature = (topic=None))]
     #[allow(clippy::type_complexity, reason = "a plain tuple for Python")]
     fn findings(
         &self,
         py: Python<'_>,
+        topic: Option<&str>,
     ) -> PyResult<Vec<(String, Option<String>, &'static str, &'static str, String, String)>> {
-        let findings = self.open(py)?.findings();
-        Ok(findings.into_iter().map(|it| (it.peer, None, "shm", it.verdict, it.reason, it.remedy)).collect())
+        let findings = self.open(py)?.findings(topic);
+        let who = |peer: Option<Id>, address| peer.map_or(address, |id| id.to_string());
+        let tuples = findings
+            .into_iter()
+            .map(|its| (who(its.peer, its.address), its.topic, "shm", its.verdict, its.reason, its.remedy));
+        Ok(tuples.collect())
+    }
+
+    #[pyo3(signature = (endpoints=false))]
+    fn watch(&self, py: Python<'_>, endpoints: bool) -> PyResult<Watch> {
+        let watch = self.inner(py)?.watch(endpoints).map_err(|error| from_node(py, &error))?;
+        Ok(Watch::new(watch))
+    }
+
+    fn subscriber_tuples<'py>(&self, py: Python<'py>, prefix: &str) -> PyResult<Bound<'py, PyList>> {
+        let found = self.open(py)?.endpoints(prefix);
+        let parts = found.iter().map(|its| endpoint_parts(py, its)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, parts)
     }
 
     #[pyo3(signature = (timeout=None))]

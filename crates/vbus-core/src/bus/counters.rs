@@ -1,21 +1,25 @@
 //! Counts of a node's publishers, in memory that every neighbour can read, even while the node hangs.
 //!
 //! ```text
-//! entry (a line)   0 published  1 bytes  2 start of this second  3 published then  4 bytes then
-//!                  5 messages per second, milli   6 bytes per second   7 encoding + 1
+//! entry (two lines)  0 published  1 bytes  2 start of this second  3 published then  4 bytes then
+//!                    5 messages per second, milli   6 bytes per second   7 encoding + 1
+//!                    8 waits for room since, or 0   9, 10 for this subscriber
 //! ```
 
 use std::sync::Arc;
 
 use crate::base::atomics::{AtomicU64, Ordering};
 use crate::base::descriptor::Descriptor;
+use crate::base::id::Id;
 use crate::base::lock::Mutex;
 use crate::shm::layout::LINE;
 use crate::shm::segment::{Mapping, SegmentError, create_data};
 
 /// Bytes of a node's counters.
-pub const COUNTERS_BYTES: usize = 64 << 10;
-const ENTRIES: usize = COUNTERS_BYTES / LINE;
+pub const COUNTERS_BYTES: usize = 128 << 10;
+const ENTRY_BYTES: usize = 2 * LINE;
+const ENTRIES: usize = COUNTERS_BYTES / ENTRY_BYTES;
+const WORDS: usize = 11;
 /// The counter of a publisher for which there was no room.
 pub const NO_COUNTER: u32 = u32::MAX;
 const WINDOW_NS: u64 = 1_000_000_000;
@@ -41,7 +45,7 @@ impl Counters {
     /// A place for a publisher; [`NO_COUNTER`] when all are taken.
     pub fn take(&self) -> u32 {
         let Some(index) = self.free.lock().pop() else { return NO_COUNTER };
-        (0..8).for_each(|word| self.view.word(index, word).store(0, Ordering::Relaxed));
+        (0..WORDS).for_each(|word| self.view.word(index, word).store(0, Ordering::Relaxed));
         index
     }
 
@@ -79,6 +83,25 @@ impl Counters {
         word(4).store(bytes, Ordering::Relaxed);
     }
 
+    /// The publisher waits for room at a subscriber since `now_ns`.
+    pub fn blocked(&self, index: u32, subscriber: Id, now_ns: u64) {
+        if index == NO_COUNTER {
+            return;
+        }
+        let (high, low) = halves(subscriber);
+        self.view.word(index, 9).store(high, Ordering::Relaxed);
+        self.view.word(index, 10).store(low, Ordering::Relaxed);
+        // Pairs with the load in `CounterView::blocked`: whoever sees since when sees for whom.
+        self.view.word(index, 8).store(now_ns.max(1), Ordering::Release);
+    }
+
+    /// It goes on.
+    pub fn unblocked(&self, index: u32) {
+        if index != NO_COUNTER {
+            self.view.word(index, 8).store(0, Ordering::Relaxed);
+        }
+    }
+
     /// To read one's own.
     pub fn view(&self) -> &CounterView {
         &self.view
@@ -98,9 +121,9 @@ impl CounterView {
     }
 
     fn word(&self, index: u32, word: usize) -> &AtomicU64 {
-        assert!((index as usize) < ENTRIES && word < 8, "counter out of range");
+        assert!((index as usize) < ENTRIES && word < WORDS, "counter out of range");
         // SAFETY: in the mapping, checked above and at its making; aligned; touched as atomics only.
-        unsafe { &*self.mapping.as_ptr().add(index as usize * LINE + word * 8).cast::<AtomicU64>() }
+        unsafe { &*self.mapping.as_ptr().add(index as usize * ENTRY_BYTES + word * 8).cast::<AtomicU64>() }
     }
 
     /// The number of the last sample's encoding, if there was one: see `meta::Encoding::number`.
@@ -108,6 +131,16 @@ impl CounterView {
         let said = (index as usize) < ENTRIES;
         let word = said.then(|| self.word(index, 7).load(Ordering::Relaxed))?;
         u32::try_from(word.checked_sub(1)?).ok()
+    }
+
+    /// For which subscriber the publisher waits, and since when by the host's monotonic clock.
+    pub fn blocked(&self, index: u32) -> Option<(Id, u64)> {
+        if index as usize >= ENTRIES {
+            return None;
+        }
+        let load = |at| self.word(index, at).load(Ordering::Relaxed);
+        let since = self.word(index, 8).load(Ordering::Acquire);
+        (since != 0).then(|| (whole(load(9), load(10)), since))
     }
 
     /// Messages and bytes per second of a publisher, at `now_ns` of the host's monotonic clock.
@@ -125,4 +158,13 @@ impl CounterView {
         let since = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds.max(1e-9);
         (since(load(0), load(3)), since(load(1), load(4)))
     }
+}
+
+fn halves(id: Id) -> (u64, u64) {
+    let whole = u128::from_be_bytes(*id.as_bytes());
+    ((whole >> 64) as u64, whole as u64)
+}
+
+fn whole(high: u64, low: u64) -> Id {
+    Id::from_bytes((u128::from(high) << 64 | u128::from(low)).to_be_bytes())
 }

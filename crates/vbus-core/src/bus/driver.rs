@@ -13,10 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{Timespec, epoll};
 
 use super::counters::{COUNTERS_BYTES, CounterView};
+use super::events::{Event, Events, Leaving, Stranger};
 use super::greeting::{Greeting, Own, Step, Why};
 use super::inbox::Ending;
 use super::interest::{self, by_number};
-use super::node::{Finding, Neighbour, NodeCore, State, TopicMismatch};
+use super::node::{Neighbour, NodeCore, State, TopicMismatch};
 use super::pair::{Flushed, Pair, Received, receive_packet, send_greeting};
 use super::subscriber::SubscriberCore;
 use crate::base::descriptor::Descriptor;
@@ -322,9 +323,9 @@ fn take_step(core: &Arc<NodeCore>, state: &mut State, token: u64, step: Step) {
             become_neighbours(core, state, token);
         }
         Step::Welcome => become_neighbours(core, state, token),
-        Step::End(message, why) => {
-            if let Some(message) = message {
-                say(core, greeting, &message);
+        Step::End(messages, why) => {
+            for message in &messages {
+                say(core, greeting, message);
             }
             refuse(core, state, token, why);
             drop_greeting(core, state, token);
@@ -341,8 +342,11 @@ fn drop_greeting(core: &NodeCore, state: &mut State, token: u64) {
 /// Tells of a stranger that stays one.
 fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
     let hello = state.greetings.get(&token).and_then(|greeting| greeting.hello.clone());
-    let who =
-        hello.map_or_else(|| "a neighbour".to_owned(), |hello| format!("{} ({})", hello.name, hello.id));
+    let name = hello.as_ref().map_or_else(|| "a neighbour".to_owned(), |hello| hello.name.clone());
+    let address = hello
+        .as_ref()
+        .map_or_else(|| "shm:unknown".to_owned(), |hello| format!("shm:{}:{}", hello.host, hello.pid));
+    let who = format!("{name:?} ({address})");
     let (verdict, reason, remedy) = match why {
         Why::Duplicate => return,
         Why::OtherDomain(domain) => {
@@ -366,7 +370,8 @@ fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
             format!("{who} was refused: {reason}; {remedy}")
         });
     }
-    core.note_finding(state, Finding { peer: who, verdict, reason, remedy });
+    let id = hello.map(|hello| hello.id);
+    core.note_stranger(state, Stranger { id, name, address, verdict, reason, remedy });
 }
 
 fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
@@ -394,6 +399,7 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     for subscriber in state.subscribers.values() {
         pair.send(&interest::announce_subscriber(subscriber), &[]);
     }
+    state.events.tell(Event::PeerJoined(Arc::clone(&pair.peer)));
     state.neighbours.insert(id, Neighbour::new(pair, token, greeting.pidfd));
     state.awaited.remove(&token);
     core.changed.notify_all();
@@ -444,10 +450,17 @@ fn on_message(
     match message {
         Message::Publisher(announced) => {
             bounded(neighbour.publishers.len())?;
+            super::topic::check_topic(&announced.topic).map_err(|error| error.to_string())?;
+            if neighbour.publishers.contains_key(&announced.id) {
+                return Err(format!("publisher {} was announced twice", announced.id));
+            }
+            state.events.publisher_appears(&announced.topic);
             neighbour.publishers.insert(announced.id, announced);
         }
         Message::PublisherGone(id) => {
-            neighbour.publishers.remove(&id);
+            if let Some(gone) = neighbour.publishers.remove(&id) {
+                state.events.publisher_goes(&gone.topic);
+            }
             // Links over which samples still wait keep the table.
             neighbour.tables.remove(&id);
             state.mismatches.retain(|mismatch| mismatch.publisher != id);
@@ -458,18 +471,22 @@ fn on_message(
             if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
                 return Err(format!("subscriber {} was announced twice", announced.id));
             }
+            state.events.tell(Event::SubscriberAdded(Arc::new(neighbour.endpoint(&announced))));
             for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
                 interest::link_to_neighbour(core, state, peer, &publisher, &announced);
             }
         }
         Message::SubscriberGone(id) => {
-            neighbour.subscribers.remove(&id);
+            if let Some(gone) = neighbour.subscribers.remove(&id) {
+                state.events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(&gone))));
+            }
             neighbour.their_doors.remove(&id);
             state.mismatches.retain(|mismatch| mismatch.subscriber != id);
         }
-        Message::Mismatch { publisher, subscriber, field, offered, asked } => {
+        Message::Mismatch { publisher, subscriber, connects, field, offered, asked } => {
             let topic = neighbour.publishers.get(&publisher).map_or(String::new(), |its| its.topic.clone());
-            core.note_mismatch(state, TopicMismatch { topic, publisher, subscriber, field, offered, asked });
+            let mismatch = TopicMismatch { topic, publisher, subscriber, connects, field, offered, asked };
+            core.note_mismatch(state, mismatch);
         }
         Message::Link(link) => {
             bounded(neighbour.incoming.len())?;
@@ -605,9 +622,19 @@ fn leave_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
     }
     end_incoming(neighbour, Ending::Closed);
     leave_groups(&state.subscribers, peer);
+    tell_of_leaving(&mut state.events, neighbour, Leaving::Bye);
     neighbour.publishers.clear();
     neighbour.subscribers.clear();
     core.changed.notify_all();
+}
+
+/// First what it had goes, then the peer itself.
+fn tell_of_leaving(events: &mut Events, neighbour: &Neighbour, leaving: Leaving) {
+    for its in neighbour.subscribers.values() {
+        events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(its))));
+    }
+    neighbour.publishers.values().for_each(|its| events.publisher_goes(&its.topic));
+    events.tell(Event::PeerLeft(Arc::clone(&neighbour.pair.peer), leaving));
 }
 
 fn end_incoming(neighbour: &mut Neighbour, ending: Ending) {
@@ -660,7 +687,12 @@ fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) 
     }
     state.tokens.remove(&neighbour.token);
     state.tokens.remove(&(neighbour.token + 1));
-    let lives = !gone && neighbour.pidfd.as_ref().is_some_and(|pidfd| !is_readable(pidfd));
+    let is_proved = neighbour.pidfd.as_ref().is_some_and(is_readable);
+    if !neighbour.left {
+        let leaving = if is_proved { Leaving::Died } else { Leaving::Timeout };
+        tell_of_leaving(&mut state.events, &neighbour, leaving);
+    }
+    let lives = !gone && neighbour.pidfd.is_some() && !is_proved;
     let mut retired = 0;
     for publisher in state.publishers.values() {
         retired += publisher.forget_pair(&pair, lives);

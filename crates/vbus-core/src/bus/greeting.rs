@@ -37,8 +37,8 @@ pub(super) enum Step {
     Decide(Vec<Message>),
     /// The other node says that this connection is the one.
     Welcome,
-    /// Send this and hang up.
-    End(Option<Message>, Why),
+    /// Send these and hang up.
+    End(Vec<Message>, Why),
 }
 
 /// Why a greeting ended without a pair.
@@ -83,28 +83,31 @@ impl Greeting {
             (Message::Hello(hello), None) => self.on_hello(own, hello),
             (Message::Proof(proof), Some(_)) if !self.proved => self.on_proof(own, &proof),
             (Message::Welcome, Some(hello)) if self.proved && own.info.id > hello.id => Step::Welcome,
-            (Message::Duplicate, _) => Step::End(None, Why::Duplicate),
-            (Message::Refused { reason }, _) => Step::End(None, Why::RefusedByThem(reason)),
-            (message, _) => Step::End(None, Why::Nonsense(format!("out of turn: {}", name_of(&message)))),
+            (Message::Duplicate, _) => Step::End(Vec::new(), Why::Duplicate),
+            (Message::Refused { reason }, _) => Step::End(Vec::new(), Why::RefusedByThem(reason)),
+            (message, _) => {
+                Step::End(Vec::new(), Why::Nonsense(format!("out of turn: {}", name_of(&message))))
+            }
         }
     }
 
     fn on_hello(&mut self, own: &Own<'_>, hello: Hello) -> Step {
         let mut answer = if self.initiator { Vec::new() } else { vec![self.own_hello(own)] };
         if hello.id == own.info.id {
-            return Step::End(None, Why::Duplicate);
+            return Step::End(Vec::new(), Why::Duplicate);
         }
+        let hello = self.hello.insert(hello);
         if hello.domain != own.domain {
             // Our hello tells them why.
-            return Step::End(answer.pop(), Why::OtherDomain(hello.domain));
+            return Step::End(answer, Why::OtherDomain(hello.domain.clone()));
         }
-        if let Some((reason, remedy)) = refusal(own, &hello) {
-            return Step::End(Some(Message::Refused { reason: cut(&reason) }), Why::Refused(reason, remedy));
+        if let Some((reason, remedy)) = refusal(own, hello) {
+            answer.push(Message::Refused { reason: cut(&reason) });
+            return Step::End(answer, Why::Refused(reason, remedy));
         }
         answer.push(Message::Proof(own.secret.map_or_else(Vec::new, |secret| {
             secret.prove((own.info.id, self.nonce), (hello.id, hello.nonce))
         })));
-        self.hello = Some(hello);
         Step::Answer(answer)
     }
 
@@ -117,7 +120,7 @@ impl Greeting {
         if !proved {
             let reason = "its secret is another than ours".to_owned();
             let to_them = Message::Refused { reason: "your secret is another than ours".into() };
-            return Step::End(Some(to_them), Why::Refused(reason, "give both nodes the same VBUS_SECRET"));
+            return Step::End(vec![to_them], Why::Refused(reason, "give both nodes the same VBUS_SECRET"));
         }
         self.proved = true;
         if own.info.id < hello.id { Step::Decide(Vec::new()) } else { Step::Answer(Vec::new()) }
@@ -238,7 +241,9 @@ mod tests {
         let low = info(1);
         let own = Own { info: &low, domain: "d", secret: None };
         for message in [Message::Welcome, Message::Proof(vec![]), Message::Bye, Message::Sync(1)] {
-            assert!(matches!(greeting(false).on_message(&own, message), Step::End(None, Why::Nonsense(_))));
+            assert!(
+                matches!(greeting(false).on_message(&own, message), Step::End(messages, Why::Nonsense(_)) if messages.is_empty())
+            );
         }
     }
 }

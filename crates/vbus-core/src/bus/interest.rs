@@ -290,11 +290,12 @@ fn agree(
     if !topic::matches(wish.pattern, &publisher.topic) {
         return None;
     }
-    let mut differ = |field: String, offered: String, asked: String| {
+    let mut differ = |connects, field: String, offered: String, asked: String| {
         let mismatch = TopicMismatch {
             topic: publisher.topic.to_string(),
             publisher: publisher.id,
             subscriber: wish.id,
+            connects,
             field,
             offered,
             asked,
@@ -304,6 +305,7 @@ fn agree(
                 &Message::Mismatch {
                     publisher: mismatch.publisher,
                     subscriber: mismatch.subscriber,
+                    connects,
                     field: cut(&mismatch.field),
                     offered: cut(&mismatch.offered),
                     asked: cut(&mismatch.asked),
@@ -314,11 +316,11 @@ fn agree(
         core.note_mismatch(state, mismatch);
     };
     if let Err(disagreement) = shape::agree(&publisher.shape, wish.shape) {
-        differ(disagreement.field, disagreement.offered, disagreement.asked);
+        differ(false, disagreement.field, disagreement.offered, disagreement.asked);
         return None;
     }
     for shortfall in publisher.offer.shortfalls(&wish.asked) {
-        differ(shortfall.field.into(), shortfall.offered, shortfall.asked);
+        differ(true, shortfall.field.into(), shortfall.offered, shortfall.asked);
     }
     Some(publisher.offer.agree(&wish.asked))
 }

@@ -2,6 +2,8 @@
 
 pub mod counters;
 mod driver;
+pub mod events;
+mod explain;
 mod greeting;
 mod inbox;
 mod interest;
@@ -20,8 +22,9 @@ mod stats;
 mod subscriber;
 pub mod topic;
 
+pub use explain::Finding;
 pub use loan::{Kept, Loan};
-pub use node::{Finding, Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
+pub use node::{Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
 pub use pair::PeerInfo;
 pub use publisher::{Blocked, PublishError, Publisher, Why};
 pub use secret::{Secret, SecretError};

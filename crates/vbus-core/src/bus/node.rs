@@ -11,6 +11,8 @@ use rustix::event::epoll;
 
 use super::counters::{CounterView, Counters};
 use super::driver;
+use super::events::{Endpoint, Event, Events, Stranger, Watch};
+use super::explain::{self, Finding};
 use super::greeting::Greeting;
 use super::interest;
 use super::pair::{Pair, PeerInfo};
@@ -30,14 +32,14 @@ use crate::base::memory;
 use crate::base::notice::{Level, Notice, Notices};
 use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
 use crate::shm::link::{ReturnPath, SegmentTable};
-use crate::shm::meeting::{Meeting, MeetingError, Watch};
+use crate::shm::meeting::{self, Meeting, MeetingError};
 use crate::shm::segment::{Mapping, SegmentError};
 use crate::wire::control::{Announcement, LinkNumber, Message, SHAPE_MAX, cut_name};
 
 /// How long a call waits for neighbours at most; one that does not answer is skipped from then on.
 const MEETING_TIME: Duration = Duration::from_millis(500);
-/// Refusals that are remembered.
-const FINDINGS_MAX: usize = 256;
+/// Refusals, mismatches and broken connections that are remembered, of each kind.
+const REMEMBERED_MAX: usize = 256;
 
 /// What a node is made with.
 #[derive(Debug, Clone)]
@@ -122,7 +124,7 @@ pub(super) struct State {
     pub(super) next_token: u64,
     pub(super) meetings: Vec<Meeting>,
     /// Tells when something changes in a directory; a help that is never needed.
-    pub(super) watch: Option<Watch>,
+    pub(super) watch: Option<meeting::Watch>,
     /// Somebody was too busy to let us in, or was lost though it may live.
     pub(super) knock_again: bool,
     /// Nodes whose connection broke though they may live: how often, and when they are tried again.
@@ -131,8 +133,9 @@ pub(super) struct State {
     pub(super) try_again: bool,
     /// Greetings that `Node::new` waits for.
     pub(super) awaited: HashSet<u64>,
-    pub(super) findings: Vec<Finding>,
+    pub(super) strangers: Vec<Arc<Stranger>>,
     pub(super) mismatches: Vec<TopicMismatch>,
+    pub(super) events: Events,
     pub(super) closing: bool,
     /// Publishers and subscribers that are closed.
     ended: (PublisherTotals, SubscriberStats),
@@ -202,7 +205,7 @@ impl State {
 
     /// Ends of a connection with a node that may live: it is tried again, later each time.
     pub(super) fn shun(&mut self, peer: Id) {
-        if self.shunned.len() < FINDINGS_MAX {
+        if self.shunned.len() < REMEMBERED_MAX {
             let (breaks, until) = self.shunned.entry(peer).or_insert_with(|| (0, Instant::now()));
             *until = Instant::now() + Duration::from_secs(1 << *breaks);
             *breaks = (*breaks + 1).min(6);
@@ -234,6 +237,17 @@ impl State {
             .min()
     }
 
+    /// Strangers whose name is in no directory any more are no use to anybody who asks.
+    pub(super) fn forget_strangers_that_left(&mut self) {
+        if self.strangers.is_empty() {
+            return;
+        }
+        let names: Vec<String> =
+            self.meetings.iter().flat_map(|its| its.others().unwrap_or_default()).collect();
+        let is_there = |id: Id| names.iter().any(|name| name.contains(&id.to_string()));
+        self.strangers.retain(|stranger| stranger.id.is_none_or(is_there));
+    }
+
     fn peer_ids(&self) -> Vec<Id> {
         self.peers().map(|neighbour| neighbour.pair.peer.id).collect()
     }
@@ -260,6 +274,16 @@ impl Neighbour {
             left: false,
             wants_out: false,
             cut: None,
+        }
+    }
+
+    /// One of its subscribers.
+    pub(super) fn endpoint(&self, its: &Announcement) -> Endpoint {
+        Endpoint {
+            id: its.id,
+            topic: its.topic.clone(),
+            peer: Arc::clone(&self.pair.peer),
+            shape: its.shape.clone(),
         }
     }
 
@@ -320,25 +344,14 @@ pub struct TopicMismatch {
     pub publisher: Id,
     /// Who asks.
     pub subscriber: Id,
+    /// Whether the two are linked all the same: it is a quality of service that differs.
+    pub connects: bool,
     /// `type`, a field of it, or a quality of service.
     pub field: String,
     /// What there is.
     pub offered: String,
     /// What was asked.
     pub asked: String,
-}
-
-/// Something that explains why two nodes talk or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The peer's id, or what is known of a stranger.
-    pub peer: String,
-    /// `used`, `refused`, `off`.
-    pub verdict: &'static str,
-    /// Why.
-    pub reason: String,
-    /// What to do.
-    pub remedy: String,
 }
 
 impl Node {
@@ -406,6 +419,7 @@ impl Node {
             let mut state = core.lock_open()?;
             let state = &mut *state;
             state.publishers.insert(publisher.id, Arc::clone(&publisher));
+            state.events.publisher_appears(topic);
             for subscriber in state.subscribers.values().cloned().collect::<Vec<_>>() {
                 interest::link_within(core, state, &publisher, &subscriber);
             }
@@ -441,6 +455,7 @@ impl Node {
             let mut state = core.lock_open()?;
             let state = &mut *state;
             state.subscribers.insert(subscriber.id, Arc::clone(&subscriber));
+            state.events.tell(Event::SubscriberAdded(Arc::new(core.own_endpoint(&subscriber))));
             for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
                 interest::link_within(core, state, &publisher, &subscriber);
             }
@@ -461,16 +476,27 @@ impl Node {
         self.core.topics()
     }
 
-    /// Why nodes talk or not.
-    pub fn findings(&self) -> Vec<Finding> {
+    /// Why nodes talk or not, and what keeps samples from getting through, of all topics or of one.
+    pub fn findings(&self, topic: Option<&str>) -> Vec<Finding> {
+        explain::findings(&self.core, topic)
+    }
+
+    /// Subscribers, near and far, whose topic begins with `prefix`.
+    pub fn endpoints(&self, prefix: &str) -> Vec<Endpoint> {
         let state = self.core.state.lock();
-        let used = state.peers().map(|neighbour| Finding {
-            peer: neighbour.pair.peer.id.to_string(),
-            verdict: "used",
-            reason: "the two share memory".into(),
-            remedy: String::new(),
-        });
-        used.chain(state.findings.iter().cloned()).collect()
+        self.core.endpoints(&state).filter(|its| its.topic.starts_with(prefix)).collect()
+    }
+
+    /// Tells what happens from now on, beginning with what is there. With `endpoints`, of single subscribers too.
+    pub fn watch(&self, endpoints: bool) -> Result<Watch, NodeError> {
+        let mut state = self.core.lock_open()?;
+        state.forget_strangers_that_left();
+        let peers = state.peers().map(|neighbour| Event::PeerJoined(Arc::clone(&neighbour.pair.peer)));
+        let refused = state.strangers.iter().filter(|stranger| stranger.verdict == "refused");
+        let refused = refused.map(|stranger| Event::PeerRefused(Arc::clone(stranger)));
+        let subscribers = self.core.endpoints(&state).map(|its| Event::SubscriberAdded(Arc::new(its)));
+        let already: Vec<Event> = peers.chain(refused).chain(subscribers).collect();
+        Ok(state.events.watch(endpoints, already.into_iter())?)
     }
 
     /// The counts now.
@@ -624,24 +650,57 @@ impl NodeCore {
     /// Remembers a mismatch and tells of it, once.
     pub(super) fn note_mismatch(&self, state: &mut State, mismatch: TopicMismatch) {
         let text = mismatch.clone();
+        let publishing = self.name_of(state, |its| its.publishers.contains_key(&text.publisher));
+        let subscribing = self.name_of(state, |its| its.subscribers.contains_key(&text.subscriber));
         let cause = format!("mismatch {} {} {}", mismatch.publisher, mismatch.subscriber, mismatch.field);
         self.notices.tell(Level::Warning, &cause, || {
-            let TopicMismatch { topic, publisher, subscriber, field, offered, asked } = text;
+            let TopicMismatch { topic, publisher, subscriber, connects, field, offered, asked } = text;
+            let outcome = if connects { "they are connected with what is offered" } else { "nothing is sent" };
             format!(
-                "publisher {publisher} and subscriber {subscriber} of {topic:?} differ in {field}: offered \
-                 {offered}, asked {asked}; give both the same"
+                "publisher {publisher} of {publishing:?} and subscriber {subscriber} of {subscribing:?} differ \
+                 in {field} of {topic:?}: offered {offered}, asked {asked}; {outcome}, give both the same"
             )
         });
-        if state.mismatches.len() < FINDINGS_MAX && !state.mismatches.contains(&mismatch) {
+        if state.mismatches.len() < REMEMBERED_MAX && !state.mismatches.contains(&mismatch) {
             state.mismatches.push(mismatch);
         }
     }
 
-    /// Remembers why a stranger did not become a neighbour.
-    pub(super) fn note_finding(&self, state: &mut State, finding: Finding) {
-        if state.findings.len() < FINDINGS_MAX && !state.findings.contains(&finding) {
-            state.findings.push(finding);
+    /// Remembers why a stranger did not become a neighbour, and tells of it if it was refused.
+    pub(super) fn note_stranger(&self, state: &mut State, stranger: Stranger) {
+        if state.strangers.len() >= REMEMBERED_MAX || state.strangers.iter().any(|known| **known == stranger)
+        {
+            return;
         }
+        let stranger = Arc::new(stranger);
+        state.strangers.push(Arc::clone(&stranger));
+        if stranger.verdict == "refused" {
+            state.events.tell(Event::PeerRefused(stranger));
+        }
+    }
+
+    /// The name of the neighbour of which `has` is true; ours, if it is of none.
+    fn name_of(&self, state: &State, has: impl Fn(&Neighbour) -> bool) -> String {
+        let neighbour = state.peers().find(|neighbour| has(neighbour));
+        neighbour.map_or_else(|| self.info.name.clone(), |neighbour| neighbour.pair.peer.name.clone())
+    }
+
+    pub(super) fn own_endpoint(&self, subscriber: &SubscriberCore) -> Endpoint {
+        Endpoint {
+            id: subscriber.id,
+            topic: subscriber.pattern.clone(),
+            peer: Arc::clone(&self.info),
+            shape: subscriber.shape.clone(),
+        }
+    }
+
+    /// Subscribers that are there.
+    fn endpoints<'a>(&'a self, state: &'a State) -> impl Iterator<Item = Endpoint> + 'a {
+        let own = state.subscribers.values().map(|subscriber| self.own_endpoint(subscriber));
+        let far = state
+            .peers()
+            .flat_map(|neighbour| neighbour.subscribers.values().map(|its| neighbour.endpoint(its)));
+        own.chain(far)
     }
 
     fn topics(&self) -> Vec<TopicEntry> {
@@ -746,6 +805,7 @@ impl NodeCore {
         if state.publishers.remove(&publisher.id).is_none() {
             return;
         }
+        state.events.publisher_goes(&publisher.topic);
         let totals = publisher.stats();
         state.ended.0.add(&totals);
         publisher.shut();
@@ -764,6 +824,7 @@ impl NodeCore {
         if state.subscribers.remove(&subscriber.id).is_none() {
             return;
         }
+        state.events.tell(Event::SubscriberRemoved(Arc::new(self.own_endpoint(subscriber))));
         let left = subscriber.inbox.lock().close();
         state.ended.1.delivered += subscriber.stats().delivered;
         state.ended.1.bytes += subscriber.stats().bytes;
@@ -811,6 +872,7 @@ impl NodeCore {
             neighbour.pair.close();
         }
         state.greetings.clear();
+        state.events.close();
         drop(state);
         self.notices.close();
         self.changed.notify_all();

@@ -358,9 +358,12 @@ impl Publisher {
         outcome
     }
 
-    /// Adds to the time that `publish` waited.
+    /// The wait of a `publish` is over: adds to the time that all of them waited.
     pub fn count_blocked(&self, time: Duration) {
         self.core.state.lock().blocked += time;
+        if let Some(counters) = &self.core.counters {
+            counters.unblocked(self.core.counter);
+        }
     }
 
     /// Looks for a short while whether there is room again, if that tends to help.
@@ -614,6 +617,10 @@ impl PublisherCore {
         mask: Option<&SignalMask>,
     ) -> WaitOutcome {
         self.waiters.fetch_add(1, Ordering::Relaxed);
+        if let Some(counters) = &self.counters {
+            let waited = since.elapsed().as_nanos() as u64;
+            counters.blocked(self.counter, blocked.subscriber, monotonic_ns().saturating_sub(waited));
+        }
         let outcome = self.sleep_for_room(blocked, since, deadline, mask);
         // Whoever else waits may have been meant.
         if self.waiters.fetch_sub(1, Ordering::AcqRel) > 1 {

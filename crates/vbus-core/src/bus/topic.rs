@@ -80,6 +80,11 @@ fn check_segments(topic: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
+/// Whether a topic is one of the bus's own.
+pub fn is_own(topic: &str) -> bool {
+    topic == "$vbus" || topic.starts_with("$vbus/")
+}
+
 /// Whether `pattern` matches `topic`; both passed their checks.
 ///
 /// `*` is exactly one segment, `**` any number, also none. A wildcard never matches a first segment that

@@ -186,6 +186,8 @@ pub enum Message {
         publisher: Id,
         /// To.
         subscriber: Id,
+        /// Whether the two are linked all the same.
+        connects: bool,
         /// Where they differ.
         field: String,
         /// What there is.
@@ -285,8 +287,9 @@ impl Message {
             Self::SubscriberGone(id) => {
                 to.u8(9).id(*id);
             }
-            Self::Mismatch { publisher, subscriber, field, offered, asked } => {
-                to.u8(10).id(*publisher).id(*subscriber).text(field).text(offered).text(asked);
+            Self::Mismatch { publisher, subscriber, connects, field, offered, asked } => {
+                to.u8(10).id(*publisher).id(*subscriber).u8(u8::from(*connects));
+                to.text(field).text(offered).text(asked);
             }
             Self::Link(link) => {
                 to.u8(11).u32(link.number).id(link.publisher).id(link.subscriber).text(&link.topic);
@@ -362,6 +365,7 @@ impl Message {
             10 => Self::Mismatch {
                 publisher: from.id()?,
                 subscriber: from.id()?,
+                connects: from.flag()?,
                 field: from.text(REASON_MAX)?,
                 offered: from.text(REASON_MAX)?,
                 asked: from.text(REASON_MAX)?,
@@ -465,6 +469,7 @@ mod tests {
             Message::Mismatch {
                 publisher: id,
                 subscriber: id,
+                connects: true,
                 field: text(),
                 offered: text(),
                 asked: text(),

@@ -1,0 +1,175 @@
+//! Why two nodes talk or not, and what keeps samples from getting through: facts, each with what to do about it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::node::{Neighbour, NodeCore, State};
+use super::pair::PeerInfo;
+use super::publisher::monotonic_ns;
+use super::topic;
+use crate::base::id::Id;
+
+/// Publishers that wait for less are on their way.
+const LONG_NS: u64 = 100_000_000;
+
+/// One way to one peer, or one thing that keeps samples from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The peer, if it is one.
+    pub peer: Option<Id>,
+    /// Where a stranger is.
+    pub address: String,
+    /// The topic that it is about; `None` for all.
+    pub topic: Option<String>,
+    /// `used`, `refused`, `off`.
+    pub verdict: &'static str,
+    /// Why.
+    pub reason: String,
+    /// What to do; empty if nothing is wrong.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn used(peer: Id, topic: Option<&str>, reason: String) -> Self {
+        Self {
+            peer: Some(peer),
+            address: String::new(),
+            topic: topic.map(str::to_owned),
+            verdict: "used",
+            reason,
+            remedy: String::new(),
+        }
+    }
+
+    fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+}
+
+/// Everything that is known, of all topics or of one.
+pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
+    // A name that is in no directory any more belongs to nobody who could be let in.
+    let mut state = core.state.lock();
+    state.forget_strangers_that_left();
+    let mut found: Vec<Finding> = state.peers().map(|neighbour| connected(neighbour, only)).collect();
+    found.extend(strangers(&state));
+    found.extend(waiting(core, &state, only));
+    found.extend(mismatches(core, &state, only));
+    found.extend(only.and_then(|topic| one_sided(core, &state, topic)));
+    found
+}
+
+/// A peer, and what it has to do with the topic.
+fn connected(neighbour: &Neighbour, only: Option<&str>) -> Finding {
+    let peer = neighbour.pair.peer.id;
+    let Some(topic) = only else { return Finding::used(peer, None, "the two share memory".into()) };
+    let publishes = neighbour.publishers.values().any(|its| its.topic == topic);
+    let subscribes = neighbour.subscribers.values().find(|its| topic::matches(&its.topic, topic));
+    let role = match (publishes, subscribes) {
+        (true, None) => "it publishes".to_owned(),
+        (false, Some(its)) => format!("it subscribes to {:?}", its.topic),
+        (true, Some(its)) => format!("it publishes, and subscribes to {:?}", its.topic),
+        (false, None) => return Finding::used(peer, None, "the two share memory".into()),
+    };
+    Finding::used(peer, only, format!("the two share memory; {role}"))
+}
+
+/// Nodes that may not join, or are elsewhere.
+fn strangers(state: &State) -> impl Iterator<Item = Finding> + '_ {
+    state.strangers.iter().map(|stranger| Finding {
+        peer: None,
+        address: stranger.address.clone(),
+        topic: None,
+        verdict: stranger.verdict,
+        reason: format!("{}: {}", stranger.name, stranger.reason),
+        remedy: stranger.remedy.clone(),
+    })
+}
+
+/// Publishers, near and far, that wait for room at a subscriber.
+fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
+    let owners = subscribers_by_id(core, state);
+    let mut found = Vec::new();
+    let mut tell = |publisher: &PeerInfo, topic: &str, blocked: Option<(Id, u64)>| {
+        let Some((subscriber, since)) = blocked.filter(|_| only.is_none_or(|only| only == topic)) else {
+            return;
+        };
+        let waited = monotonic_ns().saturating_sub(since);
+        let Some(owner) = owners.get(&subscriber).filter(|_| waited >= LONG_NS) else { return };
+        let reason = format!(
+            "publish of {:?} has waited {:.1} s for subscriber {subscriber} of {:?}, which has no room",
+            publisher.name,
+            waited as f64 / 1e9,
+            owner.name
+        );
+        let remedy = format!("let {:?} read faster, raise `depth`, or let `on_full` drop", owner.name);
+        found.push(Finding::used(owner.id, Some(topic), reason).with_remedy(remedy));
+    };
+    if let Some(counters) = &core.counters {
+        for publisher in state.publishers.values() {
+            tell(&core.info, &publisher.topic, counters.view().blocked(publisher.counter));
+        }
+    }
+    for neighbour in state.peers() {
+        let Some(counters) = &neighbour.counters else { continue };
+        for its in neighbour.publishers.values() {
+            tell(&neighbour.pair.peer, &its.topic, counters.blocked(its.counter));
+        }
+    }
+    found
+}
+
+/// The node of every subscriber that is known.
+fn subscribers_by_id(core: &NodeCore, state: &State) -> HashMap<Id, Arc<PeerInfo>> {
+    let own = state.subscribers.keys().map(|id| (*id, Arc::clone(&core.info)));
+    let far = state
+        .peers()
+        .flat_map(|neighbour| neighbour.subscribers.keys().map(|id| (*id, Arc::clone(&neighbour.pair.peer))));
+    own.chain(far).collect()
+}
+
+/// Publishers and subscribers that do not fit.
+fn mismatches(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
+    let owners = subscribers_by_id(core, state);
+    let publishers: HashMap<Id, Id> = state
+        .peers()
+        .flat_map(|neighbour| neighbour.publishers.keys().map(|id| (*id, neighbour.pair.peer.id)))
+        .collect();
+    let about = state.mismatches.iter().filter(|its| only.is_none_or(|only| only == its.topic));
+    about
+        .map(|its| {
+            let subscriber = owners.get(&its.subscriber).map_or(core.info.id, |owner| owner.id);
+            let peer = publishers.get(&its.publisher).copied().unwrap_or(subscriber);
+            let reason = format!("{} differs: offered {}, asked {}", its.field, its.offered, its.asked);
+            let mut finding =
+                Finding::used(peer, Some(&its.topic), reason).with_remedy("give both sides the same");
+            if !its.connects {
+                finding.verdict = "refused";
+            }
+            finding
+        })
+        .collect()
+}
+
+/// A topic that has publishers or subscribers only, or neither.
+fn one_sided(core: &NodeCore, state: &State, topic: &str) -> Option<Finding> {
+    let own_publisher = state.publishers.values().any(|its| &*its.topic == topic);
+    let own_subscriber = state.subscribers.values().any(|its| topic::matches(&its.pattern, topic));
+    let published =
+        own_publisher || state.peers().any(|its| its.publishers.values().any(|its| its.topic == topic));
+    let subscribed = own_subscriber
+        || state.peers().any(|its| its.subscribers.values().any(|its| topic::matches(&its.topic, topic)));
+    let missing = match (published, subscribed) {
+        (true, true) => return None,
+        (true, false) => "nobody subscribes to it",
+        (false, true) => "nobody publishes it",
+        (false, false) => "nobody publishes it and nobody subscribes to it",
+    };
+    let peers = state.peers().count();
+    let reason = format!("{missing}, among the {} nodes of domain {:?} here", peers + 1, core.domain);
+    let remedy = "compare the names (`vbus topics`), and `domain` and `secret` of both sides (`vbus nodes`)";
+    let mut finding = Finding::used(core.info.id, Some(topic), reason).with_remedy(remedy);
+    finding.verdict = "off";
+    Some(finding)
+}

@@ -1,0 +1,158 @@
+"""`Watch`: what happens in the domain, event by event, beginning with what is there already."""
+
+# ruff: noqa: ASYNC109
+# ASYNC109: a twin has the arguments of its original.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import Closed
+from .records import (
+    Peer,
+    PeerJoined,
+    PeerLeft,
+    PeerRefused,
+    TopicAdded,
+    TopicRemoved,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, NoReturn, Self
+
+    from ._vbus import Watch as CoreWatch
+    from .aio import Waiters
+    from .node import Node
+    from .records import Event
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Receives what happens in the domain; made by `node.watch`. All methods are thread-safe.
+
+    It begins with an event for everything already there: peers, those that were refused, topics. A peer joins
+    before its topics are added, and leaves after they are removed. Iterate, or call `receive`; of several
+    receivers each event goes to one. Up to 65,536 events wait; then the oldest are dropped, which `missed`
+    counts. Close it, or use it in `with`; it also closes when nothing refers to it.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_node", "_waiters")
+
+    def __init__(self, node: Node, core: CoreWatch) -> None:
+        self._node = node
+        self._core = core
+        self._waiters: Waiters | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it, or its node, was closed."""
+        return self._core.closed
+
+    @property
+    def missed(self) -> int:
+        """Events that were dropped because too many waited."""
+        return self._core.missed
+
+    def receive(self, timeout: float | None = None) -> Event:
+        """The next event. Timeout if nothing happens in `timeout` seconds, Closed when the watch is."""
+        return _record(self._core.receive_tuple(timeout))
+
+    def receive_nowait(self) -> Event | None:
+        """The next event if one waits, else None. Closed when the watch is."""
+        happened = self._core.receive_tuple_nowait()
+        return None if happened is None else _record(happened)
+
+    def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Event]:
+        """Waits for one event, then returns what waits, up to `max`. Timeout and Closed as for `receive`."""
+        if max is not None and max < 1:
+            raise ValueError(f"max is {max}; give 1 or more, or None for all that wait")
+        events = [self.receive(timeout)]
+        while max is None or len(events) < max:
+            try:
+                event = self.receive_nowait()
+            except Closed:
+                break
+            if event is None:
+                break
+            events.append(event)
+        return events
+
+    async def receive_async(self, timeout: float | None = None) -> Event:
+        """`receive` for asyncio; cancelling it never loses an event."""
+        from .aio import receive
+
+        return await receive(self, self._waiters_of_all_loops(), timeout)
+
+    def fileno(self) -> int:
+        """A file that is readable while an event waits or the watch is closed; never read from it."""
+        return self._core.fileno()
+
+    def close(self) -> None:
+        """Take no more; what waits is discarded. Wakes whoever waits. Closing twice is fine."""
+        self._core.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        try:
+            return self.receive()
+        except Closed:
+            raise StopIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        from .aio import next_of
+
+        return await next_of(self, self._waiters_of_all_loops())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vbus.Watch of {self._node!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Watch cannot be pickled; open a node in the worker")
+
+    def _waiters_of_all_loops(self) -> Waiters:
+        if self._waiters is None:
+            from .aio import Waiters
+
+            self._waiters = Waiters()
+        return self._waiters
+
+
+def _record(happened: tuple[Any, ...]) -> Event:
+    """The record of what the extension tells."""
+    kind, *parts = happened
+    match kind:
+        case "peer_joined" | "peer_left":
+            peer, *rest = parts
+            record = PeerJoined if kind == "peer_joined" else PeerLeft
+            return record(Peer(*peer), *rest)
+        case "peer_refused":
+            return PeerRefused(*parts)
+        case "topic_added":
+            return TopicAdded(*parts)
+        case "topic_removed":
+            return TopicRemoved(*parts)
+        case _:
+            raise AssertionError(f"an event of a kind that is not known here: {kind}")
