@@ -114,6 +114,7 @@ class Node:
 class Publisher(Generic[T]):
     """`encoder(value) -> (encoding name, buffers, meta)`: the buffers are written one after the
     other as the payload; `meta` bytes travel beside it (dtype and shape of an ndarray).
+    Plain `bytes` are MessagePack without meta.
     With `raw`, bytes-like values do not go through the encoder. `shape` is the type's shape text
     ("" for no type). `qos` values that are absent or None are not given."""
     def __new__(
@@ -123,7 +124,7 @@ class Publisher(Generic[T]):
         *,
         shape: str,
         raw: bool,
-        encoder: Callable[[Any], tuple[str, Sequence[Buffer], bytes]],
+        encoder: Callable[[Any], tuple[str, Sequence[Buffer], bytes] | bytes],
         qos: Mapping[str, Any],
     ) -> Self: ...
     @property
@@ -164,7 +165,8 @@ class Loan:
 
 class Subscriber(Generic[T]):
     """`decoder(encoding name, payload, meta) -> value`: payload is a read-only memoryview that keeps the
-    sample's memory; with `raw`, samples of encoding "raw" become bytes without it.
+    sample's memory; with `raw`, samples of encoding "raw" become bytes without it. `quick(payload) -> value`,
+    if given, is asked first for MessagePack without meta; if it raises, the decoder is asked.
     Iterable; iteration ends when subscriber or node closes."""
     def __new__(
         cls,
@@ -173,6 +175,7 @@ class Subscriber(Generic[T]):
         *,
         shape: str,
         raw: bool,
+        quick: Callable[[Buffer], Any] | None = None,
         decoder: Callable[[str, memoryview, bytes], Any],
         spin: float | None,
         qos: Mapping[str, Any],
@@ -240,6 +243,11 @@ class Watch:
     def receive_tuple_nowait(self) -> tuple[Any, ...] | None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+class Look:
+    """Whether a value is of just this class, and its attributes are of just these classes (none: any)."""
+    def __new__(cls, of: type, attributes: Sequence[tuple[str, Sequence[type]]]) -> Self: ...
+    def __call__(self, value: object) -> bool: ...
 
 # stats_dict of a publisher: topic, published, bytes, dropped (dict by cause), lost, waiting, held,
 #   blocked_seconds, links: list of dict(publisher, subscriber, peer: PeerTuple, sent, delivered, waiting,

@@ -171,7 +171,7 @@ class Node:
             self._core, topic, shape=codec.shape, raw=codec.raw, encoder=codec.encoder, qos=offered
         )
         publisher._node = self  # pyright: ignore[reportPrivateUsage]
-        publisher._lends = codec.lends  # pyright: ignore[reportPrivateUsage]
+        publisher._codec = codec  # pyright: ignore[reportPrivateUsage]
         self._adopt(publisher)
         return publisher
 
@@ -228,7 +228,14 @@ class Node:
         asked = subscriber_qos(channel, dict(qos))
         codec = _codec(type, topic)
         subscriber: Subscriber[Any] = Subscriber(
-            self._core, topic, shape=codec.shape, raw=codec.raw, decoder=codec.decoder, spin=spin, qos=asked
+            self._core,
+            topic,
+            shape=codec.shape,
+            raw=codec.raw,
+            quick=codec.quick,
+            decoder=codec.decoder,
+            spin=spin,
+            qos=asked,
         )
         subscriber._node = self  # pyright: ignore[reportPrivateUsage]
         subscriber._waiters = None  # pyright: ignore[reportPrivateUsage]
@@ -354,9 +361,9 @@ class Publisher(CorePublisher[T]):
     Close it, or use it in `with`; it also closes when nothing refers to it.
     """
 
-    __slots__ = ("__weakref__", "_lends", "_node")
+    __slots__ = ("__weakref__", "_codec", "_node")
 
-    _lends: tuple[str, ...]
+    _codec: Codec
     _node: Node
 
     def loan_array(
@@ -369,7 +376,8 @@ class Publisher(CorePublisher[T]):
         """Borrow an array: `with publisher.loan_array((480, 640), "u1") as array:` publishes it on leaving.
 
         The contents are undefined at first; after publishing the array is read-only. For types None and
-        ndarray, else ConfigError. TooLarge beyond `max_size`, EncodeError for a dtype that cannot travel.
+        ndarray, else ConfigError. TooLarge beyond `max_size`, EncodeError for a dtype that cannot travel or
+        is not that of the type.
         """
         self._check_lends_arrays()
         return ArrayLoan(self, shape, dtype, headers)
@@ -419,7 +427,7 @@ class Publisher(CorePublisher[T]):
         raise TypeError("a Publisher cannot be pickled; open a node in the worker")
 
     def _check_lends_arrays(self) -> None:
-        if "ndarray" not in self._lends:
+        if "ndarray" not in self._codec.lends:
             raise ConfigError(
                 "a loan of ndarray is for the types None and numpy.ndarray, which "
                 f"{quote(self.topic)} has not; publish()"
@@ -525,7 +533,9 @@ class ArrayLoan:
     def __enter__(self) -> Array:
         from .codec.loans import loan_array
 
-        self._loan, self._array = loan_array(self._publisher, self._shape, self._dtype, self._headers)
+        publisher = self._publisher
+        takes = publisher._codec.takes  # pyright: ignore[reportPrivateUsage]
+        self._loan, self._array = loan_array(publisher, self._shape, self._dtype, self._headers, takes)
         return self._array
 
     def __exit__(

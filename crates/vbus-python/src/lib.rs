@@ -3,6 +3,7 @@
 mod convert;
 mod errors;
 mod loan;
+mod look;
 mod node;
 mod publisher;
 mod sample;
@@ -20,6 +21,7 @@ fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<node::Node>()?;
     module.add_class::<publisher::Publisher>()?;
     module.add_class::<loan::Loan>()?;
+    module.add_class::<look::Look>()?;
     module.add_class::<subscriber::Subscriber>()?;
     module.add_class::<sample::Sample>()?;
     module.add_class::<watch::Watch>()?;

@@ -205,6 +205,9 @@ impl Publisher {
         self.door.get(py)?;
         let encoded =
             self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))?;
+        if let Ok(bytes) = encoded.cast::<PyBytes>() {
+            return self.door.publish_parts(py, &[bytes.as_bytes()], &Encoding::Msgpack, &meta);
+        }
         let (name, buffers, codec): (String, Vec<Bound<'_, PyAny>>, Vec<u8>) = encoded.extract()?;
         meta.codec = codec;
         let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::{PyBufferError, PyException, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes, PyDict, PyMemoryView};
 use pyo3::{ffi, intern};
@@ -17,6 +17,8 @@ use crate::errors::{Details, Kind, raise};
 pub(crate) struct Reading {
     pub(crate) decoder: Py<PyAny>,
     pub(crate) raw: bool,
+    /// Reads MessagePack without meta; the decoder is asked when it raises.
+    pub(crate) quick: Option<Py<PyAny>>,
     pub(crate) make_peer: Py<PyAny>,
 }
 
@@ -138,6 +140,9 @@ impl Sample {
                 return Ok(bytes.into_any());
             }
         }
+        if let Some(value) = self.decode_quickly(py)? {
+            return Ok(value);
+        }
         let (encoding, meta) = self.meta(py)?;
         let shared = self.lock().memory.share().ok_or_else(|| self.released_error(py))?;
         let arguments = (encoding.name(), view(py, shared)?, PyBytes::new(py, &meta.codec));
@@ -150,6 +155,34 @@ impl Sample {
         })
     }
 }
+
+impl Sample {
+    /// The value, if the quick decoder is for this payload and likes it.
+    fn decode_quickly<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(quick) = &self.reading.quick else { return Ok(None) };
+        let is_plain = |sample: &bus::Sample| {
+            sample.encoding_number() == Encoding::Msgpack.number() && !sample.has_meta()
+        };
+        if !self.with(py, is_plain)? {
+            return Ok(None);
+        }
+        let payload = if self.nbytes < COPY_TO_DECODE {
+            self.with(py, |sample| PyBytes::new(py, sample.payload()))?.into_any()
+        } else {
+            let shared = self.lock().memory.share().ok_or_else(|| self.released_error(py))?;
+            view(py, shared)?.into_any()
+        };
+        match quick.bind(py).call1((payload,)) {
+            Ok(value) => Ok(Some(value)),
+            // The decoder finds the words. What is no fault of the payload, such as Ctrl-C, is not asked again.
+            Err(error) if error.is_instance_of::<PyException>(py) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Below this size, copying a payload takes less time than making a view of it.
+const COPY_TO_DECODE: usize = 4 << 10;
 
 fn view<'py>(py: Python<'py>, sample: Arc<bus::Sample>) -> PyResult<Bound<'py, PyMemoryView>> {
     PyMemoryView::from(Bound::new(py, SampleMemory { sample })?.as_any())

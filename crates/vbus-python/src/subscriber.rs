@@ -81,7 +81,7 @@ impl Subscriber {
 #[pymethods]
 impl Subscriber {
     #[new]
-    #[pyo3(signature = (node, topic, *, shape, raw, decoder, spin, qos))]
+    #[pyo3(signature = (node, topic, *, shape, raw, quick=None, decoder, spin, qos))]
     #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         py: Python<'_>,
@@ -89,6 +89,7 @@ impl Subscriber {
         topic: &str,
         shape: &str,
         raw: bool,
+        quick: Option<Py<PyAny>>,
         decoder: Py<PyAny>,
         spin: Option<f64>,
         qos: &Bound<'_, PyDict>,
@@ -105,7 +106,7 @@ impl Subscriber {
         let inner =
             py.detach(|| core.subscriber(topic, shape, qos, spin)).map_err(|error| from_node(py, &error))?;
         let make_peer = node.get().make_peer.clone_ref(py);
-        let reading = Arc::new(Reading { decoder, raw, make_peer });
+        let reading = Arc::new(Reading { decoder, raw, quick, make_peer });
         Ok(Self { inner, reading, born: Generation::now(), _node: node.unbind() })
     }
 

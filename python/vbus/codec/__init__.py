@@ -1,7 +1,8 @@
 """From a value to bytes and back: one `Codec` per publisher or subscriber.
 
 An encoder is `encoder(value) -> (encoding, buffers, meta)`; the buffers, one after the other, are the
-payload, and `meta` travels beside it. A decoder is `decoder(encoding, payload, meta) -> value`.
+payload, and `meta` travels beside it. Plain `bytes` instead of all that are MessagePack without arrays. A
+decoder is `decoder(encoding, payload, meta) -> value`.
 
 | encoding    | payload                                                    | meta                          |
 |-------------|------------------------------------------------------------|-------------------------------|
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     Encoded: TypeAlias = tuple[str, Sequence[Buffer], bytes]
-    Encoder: TypeAlias = Callable[[Any], Encoded]
+    Encoder: TypeAlias = Callable[[Any], Encoded | bytes]
     Decoder: TypeAlias = Callable[[str, memoryview, bytes], Any]
 
 __all__ = ["Codec", "codec_for", "register_codec", "shape_of"]
@@ -37,19 +38,30 @@ class Codec:
 
     `shape` is the type as text, "" for no type. With `raw`, bytes-like values are the payload as they
     are and a raw payload is read as bytes, without asking encoder or decoder. `lends` says which loans
-    the type allows: "bytes", "ndarray" or both.
+    the type allows: "bytes", "ndarray" or both, and `takes` which dtypes. `quick`, if there is one, reads
+    MessagePack without arrays from a buffer; whatever it raises, the decoder then says what is wrong.
     """
 
-    __slots__ = ("decoder", "encoder", "lends", "raw", "shape")
+    __slots__ = ("decoder", "encoder", "lends", "quick", "raw", "shape", "takes")
 
     def __init__(
-        self, *, shape: str, raw: bool, encoder: Encoder, decoder: Decoder, lends: tuple[str, ...] = ()
+        self,
+        *,
+        shape: str,
+        raw: bool,
+        encoder: Encoder,
+        decoder: Decoder,
+        lends: tuple[str, ...] = (),
+        takes: Callable[[Any], bool] | None = None,
+        quick: Callable[[Any], Any] | None = None,
     ) -> None:
         self.shape = shape
         self.raw = raw
         self.encoder = encoder
         self.decoder = decoder
         self.lends = lends
+        self.takes = takes
+        self.quick = quick
 
 
 def codec_for(type_: Any, topic: str) -> Codec:
@@ -95,6 +107,6 @@ def shape_of(type_: Any) -> str:
         return ""
     if (codec := registered_type(type_)) is not None:
         return f"codec<{codec.shape_name}>"
-    from .shape import analyse
+    from .shape import Analysis
 
-    return analyse(type_).text()
+    return Analysis(type_).root.text()

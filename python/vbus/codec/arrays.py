@@ -29,6 +29,7 @@ __all__ = [
     "array_text",
     "encoded_array",
     "is_array",
+    "made_array",
     "plain_scalar",
     "read_array",
     "shape_and_dtype",
@@ -84,9 +85,13 @@ def array_bytes(array: Array) -> memoryview | bytes:
 def read_array(payload: memoryview, text: bytes) -> Array:
     """A view of the payload, read-only as the payload is. ValueError if text and payload do not belong
     together."""
+    return made_array(payload, *shape_and_dtype(text))
+
+
+def made_array(payload: memoryview, shape: tuple[int, ...], dtype: numpy.dtype[Any]) -> Array:
+    """An array in just these bytes. ValueError if it would have more or fewer."""
     import numpy
 
-    shape, dtype = shape_and_dtype(text)
     count = 1
     for length in shape:
         count *= length
@@ -130,9 +135,29 @@ def _dtype_text(dtype: numpy.dtype[Any]) -> str:
 
 
 def _read_dtype(text: str) -> numpy.dtype[Any]:
+    dtype = _known.get(text)
+    if dtype is None:
+        dtype = _new_dtype(text)
+        if len(_known) < MAX_KNOWN and len(text) <= MAX_NAME:
+            _known[text] = dtype
+    return dtype
+
+
+# Dtypes by their text, as far as they were read before: reading one takes longer than making an array.
+_known: dict[str, numpy.dtype[Any]] = {}
+MAX_KNOWN = 256
+# Longest text of a dtype without fields, and of one with fields.
+MAX_NAME = 64
+MAX_DESCRIPTION = 64 * 1024
+
+
+def _new_dtype(text: str) -> numpy.dtype[Any]:
     import numpy
 
-    if text.startswith("["):
+    structured = text.startswith("[")
+    if len(text) > (MAX_DESCRIPTION if structured else MAX_NAME):
+        raise ValueError(f"a dtype of {len(text)} characters is not read")
+    if structured:
         import json
 
         dtype = numpy.lib.format.descr_to_dtype(_description(json.loads(text)))

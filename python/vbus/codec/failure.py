@@ -8,7 +8,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Misfit", "decode_error", "decode_misfit", "dotted", "encode_error"]
+__all__ = ["MISSING", "Misfit", "decode_error", "decode_misfit", "dotted", "encode_error"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = _Missing()
+"""The value of a field that is not there."""
 
 
 class Misfit(Exception):
@@ -31,10 +40,8 @@ def encode_error(topic: str, steps: Iterable[str], expected: str, value: object)
     """`steps` lead from the innermost place outwards."""
     field = dotted(steps)
     place = f"field {quote(field)}" if field else "the value"
-    error = EncodeError(
-        f"cannot publish on {quote(topic)}: {place} must be {expected}, "
-        f"not {type(value).__name__} {quote(value)}"
-    )
+    found = "it is missing" if value is MISSING else f"not {type(value).__name__} {quote(value)}"
+    error = EncodeError(f"cannot publish on {quote(topic)}: {place} must be {expected}, {found}")
     error.topic = topic
     error.field = field or None
     return error
@@ -43,12 +50,12 @@ def encode_error(topic: str, steps: Iterable[str], expected: str, value: object)
 def decode_misfit(topic: str, steps: Iterable[str], expected: str, value: object) -> DecodeError:
     """`value` is what arrived, as plain values."""
     field = dotted(steps)
-    place = f"has in field {quote(field)}" if field else "is"
-    error = decode_error(
-        topic,
-        f"{place} {type(value).__name__} {quote(value)}, expected {expected}; "
-        "compare the types of both sides",
-    )
+    if value is MISSING:
+        found = f"has no field {quote(field)}"
+    else:
+        place = f"has in field {quote(field)}" if field else "is"
+        found = f"{place} {type(value).__name__} {quote(value)}"
+    error = decode_error(topic, f"{found}, expected {expected}; compare the types of both sides")
     error.field = field or None
     return error
 

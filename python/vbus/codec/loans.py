@@ -12,7 +12,7 @@ from vbus.errors import EncodeError, quote
 from .arrays import array_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vbus._vbus import Loan, Publisher
 
@@ -26,13 +26,16 @@ def loan_array(
     shape: int | tuple[int, ...],
     dtype: Any,
     headers: Mapping[str, str] | None,
+    takes: Callable[[Any], bool] | None,
 ) -> tuple[Loan, Array]:
     """The loan and the writable array in it. ValueError for a shape that is none, EncodeError for a dtype
-    that cannot travel, TooLarge beyond `max_size`."""
+    that cannot travel or is not one that the type `takes`, TooLarge beyond `max_size`."""
     lengths = _lengths(shape)
     element = numpy.dtype(dtype)
     try:
         text = array_text(lengths, element)
+        if takes is not None and not takes(element):
+            raise ValueError(f"the type of the publisher takes another dtype than {element}")
     except ValueError as error:
         failure = EncodeError(f"cannot publish an array on {quote(publisher.topic)}: {error}")
         failure.topic = publisher.topic

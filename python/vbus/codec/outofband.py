@@ -11,7 +11,7 @@ first multiple of 64 behind the head. Without arrays meta is empty and the paylo
 
 from __future__ import annotations
 
-from .arrays import ALIGNMENT, aligned, array_bytes, array_text, read_array
+from .arrays import ALIGNMENT, aligned, array_bytes, array_text, made_array, shape_and_dtype
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,15 +75,8 @@ class Reader:
         offset = int(place)
         if offset < 0 or offset % ALIGNMENT:
             raise ValueError(f"no array can begin at {offset}")
-        # How long the array is follows from its text; `read_array` wants exactly that many bytes.
-        return read_array(self._arrays[offset : offset + _nbytes(description)], description)
-
-
-def _nbytes(description: bytes) -> int:
-    from .arrays import shape_and_dtype
-
-    shape, dtype = shape_and_dtype(description)
-    nbytes = dtype.itemsize
-    for length in shape:
-        nbytes *= length
-    return nbytes
+        shape, dtype = shape_and_dtype(description)
+        nbytes = dtype.itemsize
+        for length in shape:
+            nbytes *= length
+        return made_array(self._arrays[offset : offset + nbytes], shape, dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vbus.errors import EncodeError, quote
 
 from .arrays import encoded_array, is_array, plain_scalar, read_array
-from .failure import decode_error
+from .failure import decode_error, encode_error
 from .rawbytes import as_buffer
 from .registry import registered_name, registered_value
 
@@ -46,12 +46,7 @@ def encoder(topic: str) -> Encoder:
         except EncodeError:
             raise
         except Exception as error:
-            failure = EncodeError(
-                f"cannot publish {type(value).__name__} {quote(value)} on {quote(topic)}: {_told(error)}; "
-                "use numbers, str, bytes, list, dict, dataclasses or arrays, or register a codec"
-            )
-            failure.topic = topic
-            raise failure from error
+            raise _why_not(topic, value, error) from error
 
     return encode
 
@@ -87,6 +82,20 @@ def decoder(topic: str) -> Decoder:
 
 
 _NEVER_BYTES = frozenset({dict, list, str, int, float, bool, tuple, type(None)})
+
+
+def _why_not(topic: str, value: object, error: Exception) -> EncodeError:
+    from .search import culprit
+
+    misfit = culprit(value)
+    if misfit is not None:
+        return encode_error(topic, misfit.steps, misfit.expected, misfit.value)
+    failure = EncodeError(
+        f"cannot publish {type(value).__name__} {quote(value)} on {quote(topic)}: {_told(error)}; "
+        "use numbers, str, bytes, list, dict, dataclasses or arrays, or register a codec"
+    )
+    failure.topic = topic
+    return failure
 
 
 def _told(error: Exception) -> str:

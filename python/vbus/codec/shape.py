@@ -1,9 +1,9 @@
 """What a type looks like: a tree of kinds, which checks values, builds values, and writes itself as text.
 
 The text is what publisher and subscriber compare (crates/vbus-core/src/bus/shape.rs has its grammar and the
-rules). Checking and building here are complete but slow; `typed` lets msgspec do whatever it can and comes
-here for the rest: for unions that msgspec does not know, for values that would slip through, and for words
-about what is wrong.
+rules). Values are checked here before msgspec encodes them, quickly where the classes of the values tell it
+all. Building is complete but slow: `typed` lets msgspec decode whatever it can and comes here for unions that
+msgspec does not know, and for words about what is wrong.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -16,41 +16,42 @@ import dataclasses
 import datetime
 import decimal
 import enum
-import functools
 import sys
 import types
 import typing
 import uuid
 from typing import Any, TypeVar
 
+from vbus._vbus import Look
 from vbus.errors import ConfigError, quote
 
 from .arrays import is_array, plain_scalar
-from .failure import Misfit
+from .failure import MISSING, Misfit
 from .registry import registered_type
 
-__all__ = ["Kind", "analyse", "escape"]
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterable
 
-
-def analyse(type_: Any) -> Kind:
-    """The kind of a type. ConfigError if values of it cannot travel, saying which part and why."""
-    return _Analysis(type_).kind(type_, {})
+__all__ = ["Analysis", "Kind", "escape"]
 
 
 class Kind:
-    """What one place of a type takes.
+    """What one place of a type takes."""
 
-    `on_wire` says that MessagePack keeps everything this kind checks: then decoding what was encoded is
-    check enough.
-    """
-
-    on_wire = False
     expected = "a value"
     classes: tuple[type, ...] = ()
     """Classes whose values are of this kind and of no other in a sensible union."""
+    told: frozenset[type] = frozenset()
+    """Classes of which every value fits, but for those of subclasses: most values need no other look."""
+    shallow = False
+    """Whether what fits is, but for odd cases, always of these classes."""
 
-    def check(self, value: Any, *, full: bool) -> None:
-        """Misfit unless the value may be published; without `full`, of what the wire cannot tell only."""
+    def check(self, value: Any) -> None:
+        """Misfit unless the value may be published."""
+
+    def clearly(self, values: Iterable[Any]) -> bool:
+        """Whether a quick look tells that all of them fit; if not, they still may."""
+        return self.told.issuperset(map(type, values))
 
     def build(self, plain: Any) -> Any:
         """The value from the plain one that arrived; Misfit if it does not fit."""
@@ -65,8 +66,19 @@ class Kind:
         raise NotImplementedError
 
 
+class _Every(frozenset[type]):
+    """All classes there are."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+    def issuperset(self, other: Iterable[object]) -> bool:
+        return True
+
+
 class Anything(Kind):
-    on_wire = True
+    told = _Every()
+    shallow = True
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
         return "any"
@@ -75,23 +87,26 @@ class Anything(Kind):
 class Atom(Kind):
     """A kind that has no parts."""
 
-    def __init__(self, word: str, expected: str, accepted: tuple[type, ...], *, on_wire: bool = True) -> None:
+    shallow = True
+
+    def __init__(self, word: str, expected: str, accepted: tuple[type, ...]) -> None:
         self.word = word
         self.expected = expected
         self.accepted = self.classes = accepted
-        self.on_wire = on_wire
+        self.told = frozenset(accepted)
 
-    def check(self, value: Any, *, full: bool) -> None:
-        if isinstance(value, self.accepted) and (type(value) is not bool or bool in self.accepted):
+    def check(self, value: Any) -> None:
+        if type(value) in self.told or self.fits(value) or self.fits(plain_scalar(value)):
             return
-        scalar = plain_scalar(value)
-        if scalar is None or not isinstance(scalar, self.accepted):
-            raise Misfit(self.expected, value)
+        raise Misfit(self.expected, value)
 
     def build(self, plain: Any) -> Any:
-        if isinstance(plain, self.accepted) and (type(plain) is not bool or bool in self.accepted):
+        if self.fits(plain):
             return plain
         raise Misfit(self.expected, plain)
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, self.accepted) and (type(value) is not bool or bool in self.told)
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
         return self.word
@@ -130,8 +145,14 @@ class Written(Atom):
     """Something that travels as text or number and is read back by msgspec: datetime, UUID, Decimal, …"""
 
     def __init__(self, word: str, cls: type) -> None:
-        super().__init__(word, cls.__qualname__, (cls,), on_wire=False)
+        super().__init__(word, cls.__qualname__, (cls,))
         self.cls = cls
+
+    def fits(self, value: Any) -> bool:
+        # A datetime is a date for Python, but not on the wire.
+        return isinstance(value, self.cls) and (
+            self.cls is not datetime.date or not isinstance(value, datetime.datetime)
+        )
 
     def build(self, plain: Any) -> Any:
         import msgspec
@@ -147,15 +168,22 @@ class ArrayOf(Kind):
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
-        self.on_wire = dtype is None
         self.expected = "ndarray" if dtype is None else f"ndarray of {getattr(dtype, '__name__', dtype)}"
 
-    def check(self, value: Any, *, full: bool) -> None:
-        if not is_array(value) or not self._has_dtype(value):
+    def check(self, value: Any) -> None:
+        if not is_array(value) or not self.takes(value.dtype):
             raise Misfit(self.expected, value)
 
+    def takes(self, dtype: Any) -> bool:
+        """Whether arrays of this dtype are meant."""
+        if self.dtype is None:
+            return True
+        import numpy
+
+        return bool(numpy.issubdtype(dtype, self.dtype))
+
     def build(self, plain: Any) -> Any:
-        self.check(plain, full=True)
+        self.check(plain)
         return plain
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
@@ -169,36 +197,36 @@ class ArrayOf(Kind):
             return "ndarray"  # `floating` and its like: no one dtype
         return f"ndarray<{escape(concrete)}>" if concrete[0] in "?biufc" else "ndarray"
 
-    def _has_dtype(self, array: Any) -> bool:
-        if self.dtype is None:
-            return True
-        import numpy
-
-        return bool(numpy.issubdtype(array.dtype, self.dtype))
-
 
 class ListOf(Kind):
     def __init__(self, item: Kind, cls: type, accepted: tuple[type, ...]) -> None:
         self.item = item
         self.cls = cls
         self.accepted = accepted
-        self.on_wire = item.on_wire
         self.expected = cls.__name__
 
-    def check(self, value: Any, *, full: bool) -> None:
+    def check(self, value: Any) -> None:
         if not isinstance(value, self.accepted) or isinstance(value, (str, bytes, bytearray)):
             raise Misfit(self.expected, value)
-        if full or not self.item.on_wire:
-            for index, item in enumerate(value):  # type: ignore[var-annotated,arg-type]
-                try:
-                    self.item.check(item, full=full)
-                except Misfit as misfit:
-                    raise misfit.within(f"[{index}]") from None
+        items: Any = value
+        if self.item.clearly(items):
+            return
+        check, index = self.item.check, 0
+        try:
+            for part in items:
+                check(part)
+                index += 1  # asked for when the loop was left
+        except Misfit as misfit:
+            raise misfit.within(f"[{index}]") from None
 
     def build(self, plain: Any) -> Any:
         if not isinstance(plain, (list, tuple)):
             raise Misfit(self.expected, plain)
-        return self.cls(_build_item(self.item, index, item) for index, item in enumerate(plain))
+        items = [_build_item(self.item, index, item) for index, item in enumerate(plain)]
+        try:
+            return self.cls(items)
+        except TypeError as error:  # a set of what cannot be hashed
+            raise Misfit(f"{self.expected} ({error})", plain) from error
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
         return f"list<{self.item.text(around)}>"
@@ -208,19 +236,20 @@ class DictOf(Kind):
     def __init__(self, key: Kind, item: Kind) -> None:
         self.key = key
         self.item = item
-        self.on_wire = key.on_wire and item.on_wire
         self.expected = "dict"
 
-    def check(self, value: Any, *, full: bool) -> None:
+    def check(self, value: Any) -> None:
         if not isinstance(value, collections.abc.Mapping):
             raise Misfit(self.expected, value)
-        if full or not self.on_wire:
+        if self.key.clearly(value) and self.item.clearly(value.values()):
+            return
+        key: Any = None
+        try:
             for key, item in value.items():
-                try:
-                    self.key.check(key, full=full)
-                    self.item.check(item, full=full)
-                except Misfit as misfit:
-                    raise misfit.within(f"[{quote(key)}]") from None
+                self.key.check(key)
+                self.item.check(item)
+        except Misfit as misfit:
+            raise misfit.within(f"[{quote(key)}]") from None
 
     def build(self, plain: Any) -> Any:
         if not isinstance(plain, dict):
@@ -231,6 +260,8 @@ class DictOf(Kind):
                 built[self.key.build(key)] = self.item.build(item)
             except Misfit as misfit:
                 raise misfit.within(f"[{quote(key)}]") from None
+            except TypeError as error:  # a key that cannot be hashed
+                raise Misfit(f"{self.expected} ({error})", plain) from error
         return built
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
@@ -240,17 +271,19 @@ class DictOf(Kind):
 class TupleOf(Kind):
     def __init__(self, places: list[Kind]) -> None:
         self.places = places
-        self.on_wire = all(place.on_wire for place in places)
         self.expected = f"tuple of {len(places)}"
 
-    def check(self, value: Any, *, full: bool) -> None:
+    def check(self, value: Any) -> None:
         if not isinstance(value, (tuple, list)) or len(value) != len(self.places):
             raise Misfit(self.expected, value)
-        for index, (place, item) in enumerate(zip(self.places, value, strict=True)):
-            try:
-                place.check(item, full=full)
-            except Misfit as misfit:
-                raise misfit.within(f"[{index}]") from None
+        index = 0
+        try:
+            for index, part in enumerate(value):
+                place = self.places[index]
+                if type(part) not in place.told:
+                    place.check(part)
+        except Misfit as misfit:
+            raise misfit.within(f"[{index}]") from None
 
     def build(self, plain: Any) -> Any:
         if not isinstance(plain, (tuple, list)) or len(plain) != len(self.places):
@@ -270,13 +303,21 @@ class OneOf(Kind):
     def __init__(self, members: dict[Any, Any], cls: type | None) -> None:
         self.members = members
         self.cls = cls
-        self.on_wire = cls is None
         names = [quote(value) for _, value in members]
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         self.expected = f"one of {shown}" if cls is None else f"{cls.__qualname__} ({shown})"
+        if cls is not None:
+            self.classes = (cls,)
+            self.told = frozenset(self.classes)
+            self.shallow = True
 
-    def check(self, value: Any, *, full: bool) -> None:
-        fits = isinstance(value, self.cls) if self.cls is not None else _member(value) in self.members
+    def check(self, value: Any) -> None:
+        if self.cls is not None:
+            fits = isinstance(value, self.cls)
+        elif (member := self.members.get(_member(value))) is not None and isinstance(member, enum.Enum):
+            fits = value is member
+        else:
+            fits = _member(value) in self.members
         if not fits:
             raise Misfit(self.expected, value)
 
@@ -284,9 +325,17 @@ class OneOf(Kind):
         try:
             return self.members[_member(plain)]
         except (KeyError, TypeError):
-            raise Misfit(self.expected, plain) from None
+            pass
+        if self.cls is not None:
+            try:
+                return self.cls(plain)  # several flags at once, and what `_missing_` makes of it
+            except Exception:
+                pass
+        raise Misfit(self.expected, plain)
 
     def text(self, around: tuple[Kind, ...] = ()) -> str:
+        if self.cls is not None and issubclass(self.cls, enum.Flag):
+            return "int"
         return "|".join(dict.fromkeys(_literal_text(value) for _, value in self.members))
 
 
@@ -295,25 +344,27 @@ class Either(Kind):
 
     def __init__(self, alternatives: list[Kind]) -> None:
         self.alternatives = alternatives
-        self.on_wire = all(kind.on_wire for kind in alternatives)
         self.expected = " or ".join(dict.fromkeys(kind.expected for kind in alternatives))
+        told = [kind.told for kind in alternatives]
+        self.told = next((some for some in told if isinstance(some, _Every)), frozenset[type]().union(*told))
+        self.shallow = all(kind.shallow for kind in alternatives)
         # Most values are told by their class alone, which saves trying one after the other.
         self.by_class: dict[type, Kind] = {}
         for kind in alternatives:
             for cls in kind.classes:
                 self.by_class.setdefault(cls, kind)
 
-    def check(self, value: Any, *, full: bool) -> None:
-        if self.on_wire and not full:
+    def check(self, value: Any) -> None:
+        if type(value) in self.told:
             return
         kind = self.by_class.get(type(value))
         if kind is not None:
-            kind.check(value, full=full)
+            kind.check(value)
             return
         misfits: list[Misfit] = []
         for kind in self.alternatives:
             try:
-                kind.check(value, full=True)
+                kind.check(value)
                 return
             except Misfit as misfit:
                 misfits.append(misfit)
@@ -340,6 +391,47 @@ class Either(Kind):
         return inner[0] if len(inner) == 1 else Misfit(self.expected, value)
 
 
+class Constrained(Kind):
+    """A kind with the bounds of a `msgspec.Meta`, which msgspec knows to check."""
+
+    def __init__(self, kind: Kind, bounds: Any) -> None:
+        self.kind = kind
+        self.bounds = bounds
+        self.expected = kind.expected
+        self.classes = kind.classes
+
+    def check(self, value: Any) -> None:
+        self.kind.check(value)
+        import msgspec
+
+        try:
+            msgspec.convert(value, self.bounds)
+        except msgspec.ValidationError as error:
+            words = str(error).removeprefix("Expected ").replace("`", "")
+            raise Misfit(words, value) from error
+
+    def build(self, plain: Any) -> Any:
+        built = self.kind.build(plain)
+        self.check(built)
+        return built
+
+    def distance(self, plain: Any) -> int:
+        return self.kind.distance(plain)
+
+    def text(self, around: tuple[Kind, ...] = ()) -> str:
+        return self.kind.text(around)
+
+
+class Role(enum.Enum):
+    """What becomes of a field that arrived."""
+
+    ARGUMENT = 0
+    SET = 1
+    """Set afterwards: the class takes no such argument."""
+    TAG = 2
+    """Nothing: it only tells which class it is."""
+
+
 @dataclasses.dataclass(slots=True)
 class Field:
     name: str
@@ -348,8 +440,7 @@ class Field:
     """As the program says it."""
     kind: Kind
     may_be_missing: bool
-    given: bool = True
-    """Whether it is an argument of the class."""
+    role: Role = Role.ARGUMENT
 
 
 class Record(Kind):
@@ -362,46 +453,81 @@ class Record(Kind):
         self.fields: list[Field] = []
         self.is_dict = typing.is_typeddict(cls)
         self.classes = () if self.is_dict else (cls,)
+        self._look: Look | None = None
+        self._deep: list[Field] = []
 
-    def check(self, value: Any, *, full: bool) -> None:
+    def settle(self) -> None:
+        """All fields are there: decide which of them are told by the classes of their values."""
+        held = [field for field in self.fields if field.role is not Role.TAG]
+        self._deep = [field for field in held if not field.kind.shallow]
+        if not self.is_dict:
+            # `Anything` is told by every class, and none means any.
+            told = [(field.attribute, [*field.kind.told]) for field in held if field.kind.shallow]
+            self._look = Look(self.cls, told)
+
+    def check(self, value: Any) -> None:
+        if self._look is None or not self._look(value):
+            self._check_each(value)
+            return
+        for field in self._deep:
+            item = getattr(value, field.attribute, MISSING)
+            if type(item) in field.kind.told:
+                continue
+            try:
+                field.kind.check(item)
+            except Misfit as misfit:
+                if item is MISSING or _is_unset(type(item), field):
+                    self._check_each(value)
+                    return
+                raise misfit.within(field.attribute) from None
+
+    def clearly(self, values: Iterable[Any]) -> bool:
+        return self._look is not None and not self._deep and all(map(self._look, values))
+
+    def _check_each(self, value: Any) -> None:
         cls: Any = dict if self.is_dict else self.cls
         if not isinstance(value, cls):
             raise Misfit(self.expected, value)
-        for field in self.fields if full else self.fields_off_wire:
+        for field in self.fields:
+            if field.role is Role.TAG:
+                continue
             try:
                 item: Any = value[field.attribute] if self.is_dict else getattr(value, field.attribute)
             except (KeyError, AttributeError):
-                if field.may_be_missing:
+                if field.may_be_missing and self.is_dict:
                     continue
-                raise Misfit(f"{self.expected} with a field {field.attribute!r}", value) from None
+                raise Misfit(field.kind.expected, MISSING).within(field.attribute) from None
+            if _is_unset(type(item), field):
+                continue
             try:
-                field.kind.check(item, full=full)
+                field.kind.check(item)
             except Misfit as misfit:
                 raise misfit.within(field.attribute) from None
-
-    @functools.cached_property
-    def fields_off_wire(self) -> list[Field]:
-        """Those whose values the wire does not check."""
-        return [field for field in self.fields if not field.kind.on_wire]
 
     def build(self, plain: Any) -> Any:
         present = self._present(plain)
         arguments: dict[str, Any] = {}
+        later: dict[str, Any] = {}
         for field in self.fields:
             if field.name not in present:
                 if not field.may_be_missing:
-                    raise Misfit(f"{self.expected} with a field {field.name!r}", plain)
+                    raise Misfit(field.kind.expected, MISSING).within(field.name)
                 continue
             try:
                 item = field.kind.build(present[field.name])
             except Misfit as misfit:
                 raise misfit.within(field.name) from None
-            if field.given:
+            if field.role is Role.ARGUMENT:
                 arguments[field.attribute] = item
+            elif field.role is Role.SET:
+                later[field.attribute] = item
         try:
-            return self.cls(**arguments)
+            built = self.cls(**arguments)
         except (TypeError, ValueError) as error:
             raise Misfit(f"{self.expected} ({error})", plain) from error
+        for attribute, item in later.items():
+            object.__setattr__(built, attribute, item)
+        return built
 
     def distance(self, plain: Any) -> int:
         if not isinstance(plain, dict):
@@ -433,6 +559,11 @@ class Record(Kind):
         raise Misfit(self.expected, plain)
 
 
+def _is_unset(cls: type, field: Field) -> bool:
+    """Whether msgspec leaves this field out."""
+    return field.may_be_missing and cls.__name__ == "UnsetType"
+
+
 def escape(name: str) -> str:
     """A name as it stands in a shape: letters, digits and `_-.`, the rest as `%xx` of its UTF-8."""
     if name.isascii() and name.replace("_", "a").isalnum():
@@ -456,6 +587,7 @@ _ATOMS: dict[object, Kind] = {
     int: Atom("int", "int", (int,)),
     float: Float(),
     str: Text(),
+    typing.LiteralString: Text(),
     bytes: Bytes(bytes),
     bytearray: Bytes(bytearray),
     memoryview: Bytes(memoryview),
@@ -481,15 +613,27 @@ _LISTS: dict[object, tuple[type, tuple[type, ...]]] = {
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
-class _Analysis:
-    """One walk over a type; records are made once, so that recursive types end."""
+class Analysis:
+    """One walk over a type; records are made once, so that recursive types end.
+
+    ConfigError if values of the type cannot travel, saying which part and why.
+    """
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
         self.records: dict[Any, Record] = {}
         self.depth = 0
+        self.may_hold_arrays = False
+        """Whether there is a place that takes an ndarray, be it one that takes anything."""
+        self.names_dtypes = False
+        """Whether there is a place for arrays of one dtype only."""
+        self.root = self.kind(whole, {})
+        """The kind of the whole type."""
+        for record in self.records.values():
+            record.settle()
 
     def kind(self, type_: Any, bound: dict[Any, Any]) -> Kind:
+        """The kind of a part, where type parameters are bound so."""
         self.depth += 1
         if self.depth > 200:
             raise self.refused(type_, "it never ends")
@@ -500,19 +644,28 @@ class _Analysis:
 
     def _kind(self, type_: Any, bound: dict[Any, Any]) -> Kind:
         if isinstance(type_, TypeVar):
-            return self.kind(bound.get(type_, type_.__bound__ or Any), bound)
+            return self.kind(bound[type_] if type_ in bound else _stand_in(type_), bound)
+        if type_ is typing.Self and type_ in bound:
+            return self.kind(bound[type_], bound)
+        if isinstance(type_, (str, typing.ForwardRef)):
+            raise self.refused(type_, "give the type itself, not its name")
         try:
             if (atom := _ATOMS.get(type_)) is not None:
+                self.may_hold_arrays |= isinstance(atom, Anything)
                 return atom
         except TypeError:
             pass  # not hashable, so none of them
         if registered_type(type_) is not None:
             raise self.refused(type_, "a registered codec serves for whole samples, not for parts of one")
         if (inner := _unwrapped(type_)) is not None:
-            return self.kind(inner, bound)
+            kind = self.kind(inner, bound)
+            bounds = _bounds(type_)
+            return kind if bounds is None else Constrained(kind, bounds)
         origin, arguments = typing.get_origin(type_), typing.get_args(type_)
         if origin is typing.Union or origin is types.UnionType:
-            return Either([self.kind(argument, bound) for argument in arguments])
+            # What is unset does not travel.
+            set_ = [argument for argument in arguments if getattr(argument, "__name__", "") != "UnsetType"]
+            return Either([self.kind(argument, bound) for argument in set_])
         if origin is typing.Literal:
             return OneOf({_member(value): value for value in arguments}, None)
         cls = origin or type_
@@ -521,6 +674,8 @@ class _Analysis:
         except TypeError:
             raise self.refused(type_) from None
         if (array := _array_kind(cls, arguments)) is not None:
+            self.may_hold_arrays = True
+            self.names_dtypes |= array.dtype is not None
             return array
         if cls in _LISTS:
             made, accepted = _LISTS[cls]
@@ -529,44 +684,66 @@ class _Analysis:
             key, item = arguments or (Any, Any)
             return DictOf(self.kind(key, bound), self.kind(item, bound))
         if cls is tuple:
-            if not arguments or (len(arguments) == 2 and arguments[1] is Ellipsis):
+            if origin is None or (len(arguments) == 2 and arguments[1] is Ellipsis):
                 return ListOf(self.kind(arguments[0] if arguments else Any, bound), tuple, (tuple, list))
-            return TupleOf([self.kind(argument, bound) for argument in arguments if argument != ()])
+            if any(
+                typing.get_origin(argument) is typing.Unpack or _is_starred(argument)
+                for argument in arguments
+            ):
+                raise self.refused(type_, "a tuple has either fixed places or any number of one type")
+            return TupleOf([self.kind(argument, bound) for argument in arguments])
         if isinstance(cls, type):
             if issubclass(cls, enum.Enum):
                 return OneOf({_member(member.value): member for member in cls}, cls)
-            return self.record(cls, tuple(bound.get(argument, argument) for argument in arguments))
+            return self.record(type_, cls, arguments, bound)
         raise self.refused(type_)
 
-    def record(self, cls: type, arguments: tuple[Any, ...]) -> Kind:
+    def record(self, type_: Any, cls: type, arguments: tuple[Any, ...], around: dict[Any, Any]) -> Kind:
+        """The kind of a class with named fields, where type parameters are bound so around it."""
         fields = _fields_of(cls)
         if fields is None:
-            raise self.refused(cls)
-        key = (cls, arguments)
-        if key in self.records:
-            return self.records[key]
+            raise self.refused(type_)
+        if (only_argument := _init_only(cls)) is not None:
+            why = f"{only_argument!r} is an InitVar, which is not kept and so cannot be sent; make it a field"
+            raise self.refused(cls, why)
+        parameters: tuple[Any, ...] = getattr(cls, "__parameters__", ())
+        given = [_substituted(argument, around) for argument in arguments]
+        # Without arguments, and where they are parameters of nobody, the bounds say what is meant.
+        bound: dict[Any, Any] = {parameter: _stand_in(parameter) for parameter in parameters}
+        bound |= {
+            parameter: argument
+            for parameter, argument in zip(parameters, given, strict=False)
+            if not isinstance(argument, TypeVar)
+        }
+        key = (cls, *bound.values())
+        try:
+            if key in self.records:
+                return self.records[key]
+        except TypeError:
+            raise self.refused(type_, "its arguments cannot be hashed") from None
+        bound = {**_inherited(cls, bound), **bound, typing.Self: cls}
         struct = getattr(cls, "__struct_config__", None)
         record = Record(cls, row=hasattr(cls, "_fields") or bool(struct and struct.array_like))
         self.records[key] = record
-        bound = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
         if struct is not None and struct.tag is not None:
             tag = OneOf({_member(struct.tag): struct.tag}, None)
-            record.fields.append(Field(struct.tag_field, struct.tag_field, tag, True, given=False))
+            record.fields.append(Field(struct.tag_field, struct.tag_field, tag, True, Role.TAG))
         try:
             hints = typing.get_type_hints(cls, include_extras=True)
         except Exception as error:
             raise self.refused(cls, f"its annotations cannot be read: {error}") from error
-        for name, attribute, may_be_missing, given in fields:
+        for name, attribute, may_be_missing, argument in fields:
             # Annotations that are strings hide these from the TypedDict itself.
             marker = typing.get_origin(hints[attribute])
             if marker in (typing.Required, typing.NotRequired):
                 may_be_missing = marker is typing.NotRequired
-            record.fields.append(
-                Field(name, attribute, self.kind(hints[attribute], bound), may_be_missing, given=given)
-            )
+            kind = self.kind(hints[attribute], bound)
+            role = Role.ARGUMENT if argument else Role.SET
+            record.fields.append(Field(name, attribute, kind, may_be_missing, role))
         return record
 
     def refused(self, part: Any, why: str = "") -> ConfigError:
+        """The error for a part that cannot travel."""
         name = getattr(part, "__qualname__", None) or quote(part)
         of = (
             ""
@@ -606,6 +783,62 @@ def _fields_of(cls: type) -> list[tuple[str, str, bool, bool]] | None:
     return None
 
 
+def _init_only(cls: type) -> str | None:
+    """The first argument of a dataclass that is not a field of it."""
+    declared: dict[str, Any] = getattr(cls, "__dataclass_fields__", {})
+    kept = {field.name for field in dataclasses.fields(cls)} if declared else set[str]()
+    for name, field in declared.items():
+        if name not in kept and getattr(field._field_type, "name", "") == "_FIELD_INITVAR":
+            return name
+    return None
+
+
+def _stand_in(parameter: Any) -> Any:
+    """What a type parameter that nobody gave an argument stands for."""
+    constraints: tuple[Any, ...] = getattr(parameter, "__constraints__", ())
+    if constraints:
+        return typing.Union[constraints]  # noqa: UP007, there is no other way to write it
+    bound = getattr(parameter, "__bound__", None)
+    return Any if bound is None else bound
+
+
+def _substituted(argument: Any, bound: dict[Any, Any]) -> Any:
+    """`list[T]` as what it is where `T` is known."""
+    if isinstance(argument, TypeVar):
+        return bound.get(argument, argument)
+    parameters = getattr(argument, "__parameters__", ())
+    if not parameters or isinstance(argument, type):
+        return argument
+    return argument[tuple(bound.get(parameter, _stand_in(parameter)) for parameter in parameters)]
+
+
+def _inherited(cls: type, bound: dict[Any, Any]) -> dict[Any, Any]:
+    """What the type parameters of the bases are in a class that was made of `Base[int]`."""
+    found: dict[Any, Any] = {}
+    for base in getattr(cls, "__orig_bases__", ()):
+        origin = typing.get_origin(base)
+        if origin in (None, typing.Generic):
+            continue
+        given = [_substituted(argument, bound) for argument in typing.get_args(base)]
+        own = dict(zip(getattr(origin, "__parameters__", ()), given, strict=False))
+        found |= {**_inherited(origin, own), **own}
+    return found
+
+
+def _is_starred(argument: Any) -> bool:
+    return bool(getattr(argument, "__unpacked__", False))
+
+
+def _bounds(type_: Any) -> Any:
+    """The bounds in an `Annotated`, on the bare class, whose parts are checked elsewhere; None if none."""
+    metadata = getattr(type_, "__metadata__", ())
+    msgspec = sys.modules.get("msgspec")
+    if msgspec is None or not any(isinstance(item, msgspec.Meta) for item in metadata):
+        return None
+    inner = typing.get_args(type_)[0]
+    return typing.Annotated[(typing.get_origin(inner) or inner, *metadata)]
+
+
 def _unwrapped(type_: Any) -> Any:
     """What stands in `Annotated`, `Required`, `Final`, `NewType`, a type alias; None for all others."""
     if isinstance(type_, typing.NewType):
@@ -632,6 +865,8 @@ def _array_kind(cls: Any, arguments: tuple[Any, ...]) -> ArrayOf | None:
 
 def _member(value: Any) -> tuple[type, Any]:
     """A value as a key of its own type, since 1 == True == 1.0; what travels as list counts as tuple."""
+    if isinstance(value, enum.Enum):
+        value = value.value
     if isinstance(value, (list, tuple)):
         return tuple, tuple(_member(item) for item in value)
     for cls in (bool, int, float, str, bytes):
@@ -641,6 +876,8 @@ def _member(value: Any) -> tuple[type, Any]:
 
 
 def _literal_text(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        value = value.value
     if value is None:
         return "none"
     if isinstance(value, bool):

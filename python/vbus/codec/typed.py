@@ -1,9 +1,8 @@
 """A type: values are checked before they leave and when they arrive.
 
-msgspec encodes, and decodes what it encoded: a value that the other side could not read never leaves. What
-MessagePack would let through, a dict for a dataclass or a str for a UUID, is asked for before. Unions that
-msgspec does not know are decoded by the kinds of `shape`, which also find the words for everything that
-does not fit.
+The kinds of `shape` check what is to be published, msgspec encodes it, and msgspec decodes what arrived.
+Unions that msgspec does not know are decoded by the kinds, which also find the words for everything that does
+not fit.
 """
 
 from __future__ import annotations
@@ -18,10 +17,13 @@ from vbus.errors import EncodeError, quote
 from . import Codec
 from .arrays import encoded_array, is_array, plain_scalar, read_array
 from .failure import Misfit, decode_error, decode_misfit, encode_error
-from .outofband import ARRAY, Arrays, HasArrays, Reader
-from .shape import ArrayOf, Kind, analyse
+from .outofband import ARRAY, Arrays, Reader
+from .search import altered, culprit
+from .shape import Analysis, ArrayOf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from . import Encoded, Encoder
     from .arrays import Array
 
@@ -30,23 +32,31 @@ __all__ = ["codec"]
 
 def codec(type_: Any, topic: str) -> Codec:
     """The codec of a type. ConfigError if it cannot travel."""
-    kind = analyse(type_)
+    analysis = Analysis(type_)
+    kind = analysis.root
+    typed = _Typed(type_, analysis, topic)
     if isinstance(kind, ArrayOf):
         return Codec(
             shape=kind.text(),
             raw=False,
             encoder=_array_encoder(kind, topic),
-            decoder=_Typed(type_, kind, topic).decode,
+            decoder=typed.decode,
             lends=("ndarray",),
+            takes=kind.takes,
         )
-    typed = _Typed(type_, kind, topic)
-    return Codec(shape=kind.text(), raw=False, encoder=typed.encode, decoder=typed.decode)
+    return Codec(
+        shape=kind.text(),
+        raw=False,
+        encoder=typed.encoder(),
+        decoder=typed.decode,
+        quick=typed.quick_decoder(),
+    )
 
 
 def _array_encoder(kind: ArrayOf, topic: str) -> Encoder:
     def encode(value: Any) -> Encoded:
         try:
-            kind.check(value, full=True)
+            kind.check(value)
             return encoded_array(value)
         except Misfit as misfit:
             raise encode_error(topic, misfit.steps, misfit.expected, value) from None
@@ -57,47 +67,54 @@ def _array_encoder(kind: ArrayOf, topic: str) -> Encoder:
 
 
 class _Typed:
-    def __init__(self, type_: Any, kind: Kind, topic: str) -> None:
-        self._kind = kind
+    def __init__(self, type_: Any, analysis: Analysis, topic: str) -> None:
+        self._kind = analysis.root
         self._topic = topic
+        self._may_hold_arrays = analysis.may_hold_arrays
         # Arrays of the decoding under way in this thread; msgspec's hooks have no argument for it.
         self._here = threading.local()
         self._plain = msgspec.msgpack.Decoder(ext_hook=self._extension)
-        self._encoder = msgspec.msgpack.Encoder(enc_hook=_without_arrays)
         self._decoder: msgspec.msgpack.Decoder[Any] | None
         try:
             self._decoder = msgspec.msgpack.Decoder(type_, ext_hook=self._extension)
         except TypeError:
             self._decoder = None  # a union that msgspec does not know: `kind` decodes
-        self._check_arrays = "ndarray" in kind.text()  # msgspec looks at the class, not at the dtype
+        self._check_arrays = analysis.names_dtypes  # msgspec looks at the class, not at the dtype
 
-    def encode(self, value: Any) -> Encoded:
-        try:
-            self._kind.check(value, full=self._decoder is None)
+    def encoder(self) -> Encoder:
+        """The shortest way that is right for this type."""
+        if self._may_hold_arrays:
+            return self._encode_with_arrays
+        check, encode = self._kind.check, msgspec.msgpack.Encoder(enc_hook=_plainer).encode
+        verify, why_not = self._verify if self._decoder is None else None, self._why_not
+
+        def encode_value(value: Any) -> bytes:
             try:
-                head = self._encoder.encode(value)
-                if self._decoder is not None:
-                    self._decoder.decode(head)
-                return "msgpack", (head,), b""
-            except HasArrays:
-                return self._encode_with_arrays(value)
-        except Misfit as misfit:
-            raise encode_error(self._topic, misfit.steps, misfit.expected, misfit.value) from None
-        except Exception as error:
-            raise self._why_not(value, error) from error
+                check(value)
+                head = encode(value)
+                if verify is not None:
+                    verify(value, head)
+                return head
+            except Exception as error:
+                raise why_not(value, error) from error
+
+        return encode_value
+
+    def quick_decoder(self) -> Callable[[Any], Any] | None:
+        """What reads MessagePack without arrays and needs no other look at the value."""
+        if self._decoder is None or self._check_arrays:
+            return None
+        return self._decoder.decode
 
     def decode(self, encoding: str, payload: memoryview, meta: bytes) -> Any:
+        """Whatever arrived as a value of the type, or DecodeError."""
         if encoding != "msgpack":
             return self._decode_other(encoding, payload, meta)
         try:
             if not meta:
                 return self._decode_head(payload)
             reader = Reader(payload, meta)
-            self._here.array = reader.array
-            try:
-                return self._decode_head(reader.head)
-            finally:
-                del self._here.array
+            return self._with_arrays(reader.array, self._decode_head, reader.head)
         except Exception as error:
             raise self._why_unreadable(payload, meta, error) from error
 
@@ -106,7 +123,7 @@ class _Typed:
             return self._kind.build(self._plain.decode(head))
         value = self._decoder.decode(head)
         if self._check_arrays:
-            self._kind.check(value, full=False)
+            self._kind.check(value)
         return value
 
     def _decode_other(self, encoding: str, payload: memoryview, meta: bytes) -> Any:
@@ -127,38 +144,47 @@ class _Typed:
                 self._topic, f"cannot be read: {error}; compare the types of both sides"
             ) from error
 
-    def _encode_with_arrays(self, value: Any) -> Encoded:
+    def _encode_with_arrays(self, value: Any) -> Encoded | bytes:
         arrays = Arrays()
 
         def keep(part: Any) -> Any:
-            return msgspec.msgpack.Ext(ARRAY, arrays.add(part)) if is_array(part) else _without_arrays(part)
+            return msgspec.msgpack.Ext(ARRAY, arrays.add(part)) if is_array(part) else _plainer(part)
 
-        head = msgspec.msgpack.encode(value, enc_hook=keep)
-        if self._decoder is not None:
-            self._here.array = arrays.originals.__getitem__
-            try:
-                self._decoder.decode(head)
-            finally:
-                del self._here.array
-        return arrays.encoded(head)
+        try:
+            self._kind.check(value)
+            head = msgspec.msgpack.encode(value, enc_hook=keep)
+            if self._decoder is None:
+                self._with_arrays(arrays.originals.__getitem__, self._verify, value, head)
+        except Exception as error:
+            raise self._why_not(value, error) from error
+        return arrays.encoded(head) if arrays.originals else head
+
+    def _verify(self, value: Any, head: bytes) -> None:
+        """Misfit if another alternative of a union would be nearer when it arrives."""
+        altered(value, self._kind.build(self._plain.decode(head)))
+
+    def _with_arrays(self, array: Callable[[bytes], Array], work: Callable[..., Any], *given: Any) -> Any:
+        """Decodes where these arrays are at hand; what a class does when it is made may decode as well."""
+        before = getattr(self._here, "array", None)
+        self._here.array = array
+        try:
+            return work(*given)
+        finally:
+            self._here.array = before
 
     def _extension(self, code: int, data: memoryview) -> Any:
         if code != ARRAY:
             return msgspec.msgpack.Ext(code, bytes(data))
-        array: Any = getattr(self._here, "array", None)
+        array: Callable[[bytes], Array] | None = getattr(self._here, "array", None)
         if array is None:
             raise ValueError("it refers to an array that did not come with it")
-        found: Array = array(bytes(data))
-        return found
+        return array(bytes(data))
 
     def _why_not(self, value: Any, error: Exception) -> EncodeError:
-        """The slow way, which knows the place; the words of the encoder only if it finds none."""
-        try:
-            self._kind.check(value, full=True)
-        except Misfit as misfit:
+        """What is wrong where; the words of the encoder only if no place is found."""
+        misfit = error if isinstance(error, Misfit) else culprit(value)
+        if misfit is not None:
             return encode_error(self._topic, misfit.steps, misfit.expected, misfit.value)
-        except Exception:
-            pass
         return _cannot_publish(self._topic, value, error)
 
     def _why_unreadable(self, payload: memoryview, meta: bytes, error: Exception) -> Exception:
@@ -170,11 +196,10 @@ class _Typed:
     def _misfit(self, payload: memoryview, meta: bytes) -> Misfit | None:
         try:
             reader = Reader(payload, meta) if meta else None
-            self._here.array = reader.array if reader else None
-            try:
-                self._kind.build(self._plain.decode(reader.head if reader else payload))
-            finally:
-                del self._here.array
+            plain = self._with_arrays(
+                reader.array if reader else _no_array, self._plain.decode, reader.head if reader else payload
+            )
+            self._kind.build(plain)
         except Misfit as misfit:
             return misfit
         except Exception:
@@ -182,13 +207,23 @@ class _Typed:
         return None
 
 
-def _without_arrays(value: Any) -> Any:
-    if is_array(value):
-        raise HasArrays
+def _no_array(text: bytes) -> Array:
+    raise ValueError("it refers to an array that did not come with it")
+
+
+def _plainer(value: Any) -> Any:
+    """Something that msgspec does not know as something that it knows; TypeError if there is none."""
     scalar = plain_scalar(value)
-    if scalar is None:
-        raise TypeError(f"{type(value).__name__} {quote(value)} has no encoding")
-    return scalar
+    if scalar is not None:
+        return scalar
+    from collections.abc import Collection, Mapping
+
+    anything: Any = value  # isinstance would make it a collection of unknown things
+    if isinstance(value, Mapping):
+        return dict(anything)
+    if isinstance(value, Collection) and not is_array(anything):
+        return list(anything)
+    raise TypeError(f"{type(anything).__name__} {quote(anything)} has no encoding")
 
 
 def _cannot_publish(topic: str, value: object, error: Exception) -> EncodeError:
@@ -198,4 +233,6 @@ def _cannot_publish(topic: str, value: object, error: Exception) -> EncodeError:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or contains itself"
     return str(error) or type(error).__name__

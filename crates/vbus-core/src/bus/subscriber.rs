@@ -68,6 +68,11 @@ impl Sample {
         Meta::decode(header.encoding, bytes)
     }
 
+    /// Whether something travels beside the payload: bytes of the codec's own, or headers.
+    pub fn has_meta(&self) -> bool {
+        self.taken.header.meta_len != 0
+    }
+
     /// The number of its encoding: see [`Encoding::number`].
     pub fn encoding_number(&self) -> u32 {
         self.taken.header.encoding
