@@ -68,13 +68,22 @@ class Channel(Generic[T]):
     looked at by the first publisher or subscriber.
     """
 
-    __slots__ = ("_qos", "topic", "type")
-
-    topic: str
-    """What to publish on or subscribe to."""
-    type: TypeForm[T] | None
-    """Of the values; None for whatever comes."""
     _qos: tuple[tuple[str, Any], ...]
+
+    if TYPE_CHECKING:
+        # For a checker, what is a slot can be set.
+
+        @property
+        def topic(self) -> str:
+            """What to publish on or subscribe to."""
+            raise NotImplementedError
+
+        @property
+        def type(self) -> TypeForm[T] | None:
+            """Of the values; None for whatever comes."""
+            raise NotImplementedError
+    else:
+        __slots__ = ("_qos", "topic", "type")
 
     @overload
     def __init__(self: Channel[Any], topic: str, type: None = None, **qos: Unpack[PublisherQos]) -> None: ...
