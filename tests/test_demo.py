@@ -70,3 +70,13 @@ def test_bench_puts_every_figure_beside_its_baseline():
     assert ours == theirs
     assert {test for test, _size in ours} == {"latency", "messages", "loans", "fan-out"}
     assert all(row.get("p50_us", 1) > 0 and row.get("per_second", 1) > 0 for row in figures)
+
+
+def test_bench_puts_every_type_beside_the_same_work_by_hand():
+    pytest.importorskip("numpy")
+    status, figures, complaint = vbus_command("bench", "types", "--quick", "--json")
+    assert (status, complaint) == (0, "")
+    assert [row["of"] for row in figures] == ["vbus", "by hand"] * 4
+    ours, theirs = figures[::2], figures[1::2]
+    assert [(row["test"], row["size"]) for row in ours] == [(row["test"], row["size"]) for row in theirs]
+    assert all(row["p50_us"] > 0 for row in figures)

@@ -5,7 +5,7 @@ slow or busy machine slows both. `latency` is a ping-pong: a message of the full
 full size back, blocking `receive()` on both sides, each on a processor of its own. The others count at
 the subscriber: messages written with `publish`, large ones with `loan`, whose first 16 bytes are written
 and read (the baseline must move all of them: that is the difference). Nothing is lost: every publisher
-blocks.
+blocks. `vbus bench types` compares typed values with what they cost by hand: see `bench_types`.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any
 import vbus
 
 DESCRIPTION = "What the bus does on this machine, between real processes, beside a bare baseline."
+SOCKET = "unix socket"
 HEADER = struct.Struct("<QQ")
 LOANED_FROM = 16 * 1024
 SIZES = (64, 1024, 64 * 1024, 1 << 20, 8 << 20)
@@ -71,20 +72,32 @@ def run(argv: Sequence[str]) -> int:
         seconds=0.5 if options.quick else 2.0,
         domain=options.domain or f"bench-{secrets.token_hex(4)}",
     )
-    figures = measure(plan)
+    if options.what == "types":
+        from . import bench_types
+
+        figures, baseline = bench_types.measure(options.quick, options.domain), bench_types.BY_HAND
+    else:
+        figures, baseline = measure(plan), SOCKET
     if options.json:
         for figure in figures:
             given = {name: value for name, value in asdict(figure).items() if value is not None}
             print(json.dumps(given), flush=True)
     else:
-        print_figures(figures)
+        print_figures(figures, baseline)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     result = argparse.ArgumentParser(prog="vbus bench", description=DESCRIPTION)
-    result.add_argument("--quick", action="store_true", help="two sizes, half a second each")
+    result.add_argument(
+        "what",
+        nargs="?",
+        choices=("bus", "types"),
+        default="bus",
+        help="bus: beside a Unix socket (default); types: typed values beside msgspec by hand",
+    )
+    result.add_argument("--quick", action="store_true", help="two sizes, half a second each; fewer rounds")
     result.add_argument("--json", action="store_true", help="one JSON object per figure")
     result.add_argument("--domain", help="the domain to use (default: one of its own)")
     result.add_argument("--secret-file", metavar="FILE", help="the secret that all processes share")
@@ -105,7 +118,7 @@ def measure(plan: Plan) -> Iterator[Figure]:
 
 def latency(plan: Plan, size: int) -> Iterator[Figure]:
     """Round trips with one echo process."""
-    for name in ("vbus", "unix socket"):
+    for name in ("vbus", SOCKET):
         with Crew(BUS_ECHO if name == "vbus" else SOCKET_ECHO, plan, size, 1) as echo, on_processor(0):
             times = (bus_round_trips if name == "vbus" else socket_round_trips)(plan, size, echo)
         cuts = statistics.quantiles(times, n=100, method="inclusive")
@@ -114,7 +127,7 @@ def latency(plan: Plan, size: int) -> Iterator[Figure]:
 
 def flow(plan: Plan, test: str, size: int, subscribers: int) -> Iterator[Figure]:
     """One publisher as fast as it can, to some subscribers in processes of their own."""
-    for name in ("vbus", "unix socket"):
+    for name in ("vbus", SOCKET):
         with Crew(BUS_READER if name == "vbus" else SOCKET_READER, plan, size, subscribers) as crew:
             (bus_flood if name == "vbus" else socket_flood)(plan, size, crew)
             rate = sum(crew.results())
@@ -363,14 +376,17 @@ def require(met: bool) -> None:
 # ---- showing ------------------------------------------------------------------------------------
 
 
-def print_figures(figures: Iterator[Figure]) -> None:
+def print_figures(figures: Iterator[Figure], baseline: str) -> None:
     """One line per measurement as it comes: vbus, the baseline, and how they compare."""
-    print(f"{'test':10} {'size':>9}  {'vbus':>26}  {'unix socket':>26}  vbus is")
+    print(f"{'test':{LABEL}} {'size':>9}  {'vbus':>26}  {baseline:>26}  vbus is")
     for ours in figures:
         theirs = next(figures)
         label = ours.test if ours.subscribers == 1 else f"{ours.test} {ours.subscribers}"
         sides = f"{text(ours):>26}  {text(theirs):>26}"
-        print(f"{label:10} {size_text(ours.size):>9}  {sides}  {ratio(ours, theirs)}", flush=True)
+        print(f"{label:{LABEL}} {size_text(ours.size):>9}  {sides}  {ratio(ours, theirs)}", flush=True)
+
+
+LABEL = 18
 
 
 def text(figure: Figure) -> str:
@@ -382,6 +398,8 @@ def text(figure: Figure) -> str:
 
 def ratio(ours: Figure, theirs: Figure) -> str:
     """How much faster."""
+    if ours.p50_us and theirs.p50_us and theirs.of != SOCKET:
+        return f"{ours.p50_us / theirs.p50_us:.2f} × as dear"
     if ours.p50_us and theirs.p50_us:
         return f"{theirs.p50_us / ours.p50_us:.1f} × as quick"
     return f"{(ours.per_second or 0) / (theirs.per_second or 1):.1f} × as many"
