@@ -39,6 +39,7 @@ POSE = vbus.Channel("robot/pose", Pose, depth=8)
 # ---- channel ------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("frozen, hashable, picklable")
 def test_a_channel_is_frozen_hashable_and_picklable():
     channel = vbus.Channel("robot/pose", Pose, depth=8)
     assert channel == POSE
@@ -51,6 +52,7 @@ def test_a_channel_is_frozen_hashable_and_picklable():
         channel.topic = "else"
 
 
+@pytest.mark.contract("Generic throughout: `Publisher[T]`")
 def test_generics_can_be_written_at_run_time():
     for generic in (vbus.Channel, vbus.Publisher, vbus.Subscriber, vbus.Sample):
         assert generic[int] is not None
@@ -66,6 +68,11 @@ def test_keywords_override_the_channel(node):
 # ---- samples ------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract(
+    "`Sample`: `value payload nbytes topic",
+    "A Sample is always true and has no length",
+    "`source` is a `Peer`",
+)
 def test_a_sample_has_everything_the_documentation_promises(node):
     with node.subscriber(POSE) as subscriber, node.publisher(POSE) as publisher:
         sequence = publisher.publish(Pose(1.0, 2.0), headers={"frame": "map"})
@@ -86,6 +93,9 @@ def test_a_sample_has_everything_the_documentation_promises(node):
             len(sample)
 
 
+@pytest.mark.contract(
+    "`sequence` counts from 0 per publisher", "encodes, sends, returns the sample's `sequence`"
+)
 def test_sequences_count_from_zero_and_samples_come_in_order(node):
     with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
         assert [publisher.publish(n) for n in range(5)] == [0, 1, 2, 3, 4]
@@ -101,6 +111,7 @@ def test_without_a_type_values_arrive_as_they_are(node, value):
         assert subscriber.receive(WAIT).value == value
 
 
+@pytest.mark.contract("are views: no copy at any size", "They stay valid and unchanged for as long as")
 def test_arrays_are_views_of_the_buss_memory_and_outlive_everything(join):
     node = join()
     with (
@@ -119,6 +130,7 @@ def test_arrays_are_views_of_the_buss_memory_and_outlive_everything(join):
     assert (view == image[10:20]).all()
 
 
+@pytest.mark.contract("are views: no copy at any size")
 def test_arrays_inside_a_dataclass_are_views_too(node):
     with node.subscriber("frames", Frame) as subscriber, node.publisher("frames", Frame) as publisher:
         publisher.publish(Frame(7, np.arange(1000.0)))
@@ -144,6 +156,7 @@ def test_a_released_sample_has_no_value(node):
             assert second.value == b"x"
 
 
+@pytest.mark.contract("`value` decodes on first use and may raise")
 def test_receiving_never_raises_for_a_value_that_cannot_be_read(node):
     with node.subscriber("a/b", int) as subscriber, node.publisher("a/b") as publisher:
         publisher.publish("text")
@@ -155,6 +168,7 @@ def test_receiving_never_raises_for_a_value_that_cannot_be_read(node):
         assert good.value == 5
 
 
+@pytest.mark.contract("All or nothing: on `Timeout`, `Full`")
 def test_a_refused_value_uses_no_sequence_number(node):
     with node.subscriber(POSE) as subscriber, node.publisher(POSE, max_size=1000) as publisher:
         with pytest.raises(vbus.EncodeError) as caught:
@@ -168,6 +182,7 @@ def test_a_refused_value_uses_no_sequence_number(node):
         assert subscriber.receive(WAIT).lost == 0
 
 
+@pytest.mark.contract("`max_size` | largest sample accepted")
 def test_a_value_beyond_max_size_is_too_large(node):
     with node.publisher("a/b", bytes, max_size=10) as publisher:
         with pytest.raises(vbus.TooLarge) as caught:
@@ -179,6 +194,9 @@ def test_a_value_beyond_max_size_is_too_large(node):
 # ---- loans --------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract(
+    "leaving the block publishes, an exception in it discards", "Afterwards `buffer` raises `ValueError`"
+)
 @pytest.mark.parametrize("type_", [None, bytes])
 def test_a_loan_is_published_on_leaving_and_discarded_on_an_exception(node, type_):
     with node.subscriber("a/b", bytes) as subscriber, node.publisher("a/b", type_) as publisher:
@@ -195,6 +213,7 @@ def test_a_loan_is_published_on_leaving_and_discarded_on_an_exception(node, type
         assert (second.value, second.sequence) == (b"after", 1)
 
 
+@pytest.mark.contract("gives the ndarray itself", "Afterwards `buffer` raises `ValueError`")
 @pytest.mark.parametrize("type_", [None, np.ndarray])
 @pytest.mark.parametrize(
     ("shape", "dtype"),
@@ -211,6 +230,7 @@ def test_a_loaned_array_is_the_bus_s_memory_and_read_only_afterwards(node, type_
         assert (value == np.ones(shape, dtype)).all()
 
 
+@pytest.mark.contract("Only for types `None`, `bytes`, `ndarray`")
 def test_loans_are_only_for_types_whose_memory_is_the_value(node):
     with node.publisher("a/b", Pose) as typed, node.publisher("a/c", bytes) as raw:
         with pytest.raises(vbus.ConfigError):
@@ -231,6 +251,7 @@ def test_loans_are_only_for_types_whose_memory_is_the_value(node):
 # ---- receiving ----------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("Everywhere: `timeout` in float seconds", "with nothing in time it raises `Timeout`")
 def test_timeouts_mean_what_they_say(node):
     with node.subscriber("a/b") as subscriber:
         with pytest.raises(vbus.Timeout) as caught:
@@ -249,6 +270,7 @@ def test_timeouts_mean_what_they_say(node):
                 call(timeout=-1)
 
 
+@pytest.mark.contract("then returns what already waits, up to `max`")
 def test_receive_many_takes_what_waits(node):
     with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
         for number in range(5):
@@ -293,6 +315,7 @@ def test_closing_wakes_a_blocked_receive(node):
         subscriber.receive_nowait()
 
 
+@pytest.mark.contract("`fileno()`: readable while a sample waits")
 def test_fileno_is_readable_while_a_sample_waits_and_after_closing(node):
     with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
         fd = subscriber.fileno()
@@ -306,6 +329,7 @@ def test_fileno_is_readable_while_a_sample_waits_and_after_closing(node):
     assert select.select([fd], [], [], 0)[0] == [fd]
 
 
+@pytest.mark.contract("A subscriber may use `*` (exactly one segment)")
 def test_patterns_match_by_segments(node):
     with (
         node.subscriber("a/*/c") as one,
@@ -378,6 +402,7 @@ def test_neighbours_meet_and_are_told_apart_by_id(join):
     assert left.peers() == [peer]
 
 
+@pytest.mark.contract("Two domains never exchange anything", "only nodes with the same secret join")
 def test_domains_and_secrets_keep_nodes_apart(join):
     left = join("left")
     join("elsewhere", domain="another")
@@ -387,6 +412,7 @@ def test_domains_and_secrets_keep_nodes_apart(join):
     assert [peer.name for peer in guarded.peers()] == ["guarded"]
 
 
+@pytest.mark.contract("any other publisher or subscriber closes when nothing refers to it")
 def test_a_publisher_and_a_subscriber_that_nobody_refers_to_close(node):
     publisher, subscriber = node.publisher("a/b"), node.subscriber("a/b")
     assert publisher.subscribers == 1
@@ -410,6 +436,7 @@ def test_a_publisher_keeps_its_node_and_the_node_goes_with_it(join, domain, meet
     assert [peer.name for peer in watcher.peers()] in ([], ["short"])
 
 
+@pytest.mark.contract("closing twice is fine", "`stats()` still works after `close()`")
 def test_closing_a_node_closes_everything_and_twice_is_fine(join):
     node = join()
     publisher, subscriber = node.publisher("a/b"), node.subscriber("a/c")
@@ -433,12 +460,14 @@ def test_closing_a_node_closes_everything_and_twice_is_fine(join):
     subscriber.close()
 
 
+@pytest.mark.contract("None of them, nor Sample, can be pickled")
 @pytest.mark.parametrize("make", [lambda n: n, lambda n: n.publisher("a/b"), lambda n: n.subscriber("a/b")])
 def test_what_belongs_to_a_process_cannot_be_pickled(node, make):
     with pytest.raises(TypeError, match="open a node in the worker"):
         pickle.dumps(make(node))
 
 
+@pytest.mark.contract("None of them, nor Sample, can be pickled")
 def test_a_sample_cannot_be_pickled(node):
     with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
         publisher.publish(1)
@@ -446,6 +475,7 @@ def test_a_sample_cannot_be_pickled(node):
             pickle.dumps(subscriber.receive(WAIT))
 
 
+@pytest.mark.contract("`sent == delivered + waiting + sum(dropped.values()) + lost` always holds")
 def test_counts_are_conserved(node):
     with (
         node.subscriber("a/b", depth=2, on_full="drop_oldest") as subscriber,
@@ -469,6 +499,7 @@ def test_counts_are_conserved(node):
         assert node.stats().published == 10
 
 
+@pytest.mark.contract('Logger `"vbus"`; each cause warns once')
 def test_warnings_come_through_the_logger_vbus(join, caplog):
     caplog.set_level(logging.DEBUG, "vbus")
     node = join()
@@ -479,6 +510,7 @@ def test_warnings_come_through_the_logger_vbus(join, caplog):
     assert not logging.getLogger("vbus").handlers
 
 
+@pytest.mark.contract("An explicit `shm` that cannot be used", "the one directory where neighbours meet")
 def test_a_named_meeting_directory_is_made_and_an_unusable_one_is_named(domain, meeting):
     made = Path(meeting) / "new"
     with vbus.Node(domain=domain, shm=made):

@@ -10,6 +10,11 @@ from vbus.config import MEETING_DIRECTORIES, resolve
 SECRET = "correct horse battery staple"
 
 
+@pytest.mark.contract(
+    '`domain` | `VBUS_DOMAIN` | see above | `"default"`',
+    "for people; need not be unique | program name and pid",
+    "every usable one of `/run/vbus`, `/dev/shm/vbus`, `/tmp/vbus`, at once",
+)
 def test_defaults_are_those_of_the_documentation():
     settings = resolve()
     assert settings.domain == "default"
@@ -20,6 +25,7 @@ def test_defaults_are_those_of_the_documentation():
     assert settings.memory == 0
 
 
+@pytest.mark.contract("Argument beats environment beats default")
 def test_environment_beats_defaults_and_arguments_beat_the_environment(monkeypatch):
     for name, value in {
         "VBUS_NAME": "env",
@@ -40,6 +46,7 @@ def test_environment_beats_defaults_and_arguments_beat_the_environment(monkeypat
     assert settings.shm == ("/arg",)
 
 
+@pytest.mark.contract("for people; need not be unique | program name and pid")
 @pytest.mark.parametrize(
     ("argv0", "name"), [("/usr/bin/detector.py", "detector"), ("-c", "python"), ("", "python")]
 )
@@ -53,6 +60,7 @@ def test_the_default_name_of_a_package_is_its_own(monkeypatch):
     assert resolve().name.startswith("robot-")
 
 
+@pytest.mark.contract("A message says what was wrong, with the value")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -95,6 +103,7 @@ def test_a_wrong_argument_is_named_with_its_value(arguments, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.contract("A message says what was wrong, with the value")
 @pytest.mark.parametrize(
     ("variable", "value", "word"),
     [
@@ -116,6 +125,7 @@ def test_a_wrong_variable_is_named_with_its_value(monkeypatch, variable, value, 
         resolve()
 
 
+@pytest.mark.contract("Empty, or both variables set, is `ConfigError`")
 def test_both_secret_variables_are_one_too_many(monkeypatch, tmp_path):
     monkeypatch.setenv("VBUS_SECRET", SECRET)
     monkeypatch.setenv("VBUS_SECRET_FILE", str(tmp_path / "secret"))
@@ -124,6 +134,7 @@ def test_both_secret_variables_are_one_too_many(monkeypatch, tmp_path):
     assert resolve(secret=SECRET).secret == SECRET.encode()
 
 
+@pytest.mark.contract("Empty, or both variables set, is `ConfigError`")
 def test_a_secret_file_is_read_without_its_line_end(monkeypatch, tmp_path):
     path = tmp_path / "secret"
     path.write_bytes(SECRET.encode() + b"\n")
@@ -134,6 +145,7 @@ def test_a_secret_file_is_read_without_its_line_end(monkeypatch, tmp_path):
         resolve()
 
 
+@pytest.mark.contract("secrets never), and what to do about it")
 def test_no_error_shows_the_secret(monkeypatch):
     monkeypatch.setenv("VBUS_OPEN", "true")
     with pytest.raises(ConfigError) as caught:
@@ -144,6 +156,7 @@ def test_no_error_shows_the_secret(monkeypatch):
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.contract('`False` or `"off"` for none')
 @pytest.mark.parametrize("value", ["0", "false", "False", "off"])
 def test_shared_memory_can_be_turned_off(monkeypatch, value):
     monkeypatch.setenv("VBUS_SHM", value)
@@ -159,6 +172,7 @@ def test_a_meeting_directory_may_be_a_path_and_becomes_absolute(tmp_path, monkey
     assert resolve(shm="meet").shm == (str(tmp_path / "meet"),)
 
 
+@pytest.mark.contract("lists in the environment are comma-separated")
 def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
     monkeypatch.setenv("VBUS_DISCOVERY", "shm, mdns,")
     monkeypatch.setenv("VBUS_PEERS", " ")
@@ -166,6 +180,9 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
     assert resolve(listen="off").shm == MEETING_DIRECTORIES
 
 
+@pytest.mark.contract(
+    "`peers` | `VBUS_PEERS`", "`listen` | `VBUS_LISTEN`", "`interfaces` | `VBUS_INTERFACES`"
+)
 @pytest.mark.parametrize(
     ("arguments", "idle"),
     [
@@ -179,5 +196,6 @@ def test_what_needs_the_network_is_accepted_and_known_to_be_idle(arguments, idle
     assert resolve(**arguments).idle == idle
 
 
+@pytest.mark.contract("`discovery` | `VBUS_DISCOVERY`")
 def test_without_shm_among_the_discoveries_no_directory_is_joined():
     assert resolve(discovery=["mdns"]).shm == ()

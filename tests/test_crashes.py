@@ -92,6 +92,7 @@ class Victims:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.contract("A subscriber whose process is gone never blocks a publisher")
 @pytest.mark.timeout(3600 if SOAK else 120)
 def test_whoever_is_killed_whenever_nobody_else_notices(chance, join, start, meeting):
     node = join("survivor", memory=256 << 20)
@@ -173,6 +174,7 @@ def test_whoever_is_killed_whenever_nobody_else_notices(chance, join, start, mee
 # ---- each at its moment -------------------------------------------------------------------------
 
 
+@pytest.mark.contract("`lost` is what a best-effort network or a dead peer took")
 def test_slots_of_killed_readers_come_back(join, start):
     # Seen in other buses: a killed reader keeps its slots, and after some crashes the publisher stands still.
     publisher = join(memory=16 << 20).publisher("images", bytes, depth=2, block_timeout=WATCHDOG)
@@ -205,6 +207,7 @@ def test_slots_of_killed_readers_come_back(join, start):
     assert publisher.stats().lost == 2 * 50, "what waited for the dead is lost, and counted"
 
 
+@pytest.mark.contract("A subscriber whose process is gone never blocks a publisher")
 def test_a_publisher_blocked_by_a_subscriber_goes_on_when_that_is_killed(join, start):
     publisher = join().publisher("t", bytes, depth=1)
     reader = start("""
@@ -222,6 +225,7 @@ def test_a_publisher_blocked_by_a_subscriber_goes_on_when_that_is_killed(join, s
     assert publisher.stats().published == 2
 
 
+@pytest.mark.contract("Samples accepted before a publisher closed or died are still received")
 def test_what_a_publisher_accepted_before_it_was_killed_is_received(join, start):
     node = join()
     subscriber = node.subscriber("t", bytes)
@@ -246,6 +250,7 @@ def test_what_a_publisher_accepted_before_it_was_killed_is_received(join, start)
     check_conservation(subscriber)
 
 
+@pytest.mark.contract("They stay valid and unchanged for as long as")
 def test_held_samples_of_a_killed_publisher_stay_as_they_are(join, start):
     node = join()
     subscriber = node.subscriber("t", bytes)

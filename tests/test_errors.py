@@ -21,6 +21,7 @@ KINDS = {
 }
 
 
+@pytest.mark.contract("`vbus.Error` is the base", "(these five also `ValueError`)")
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
 def test_every_error_is_a_vbus_error_and_what_python_calls_it(name, kind):
     error = getattr(vbus, name)
@@ -29,6 +30,7 @@ def test_every_error_is_a_vbus_error_and_what_python_calls_it(name, kind):
     assert issubclass(vbus.Error, Exception)
 
 
+@pytest.mark.contract("Attributes `topic`, `subscriber`, `limit`, `field` where they apply")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_error_has_the_attributes_and_they_can_be_set(name):
     error = getattr(vbus, name)("what happened")
@@ -38,12 +40,14 @@ def test_every_error_has_the_attributes_and_they_can_be_set(name):
     assert str(error) == "what happened"
 
 
+@pytest.mark.contract("no control characters, no `*` in a published topic")
 @pytest.mark.parametrize("topic", ["", "/a", "a/", "a//b", "a/*", "a\nb", "x" * 256])
 def test_a_topic_that_is_none_is_refused(node, topic):
     with pytest.raises(vbus.TopicError):
         node.publisher(topic)
 
 
+@pytest.mark.contract("`*` inside a longer segment is `TopicError`")
 @pytest.mark.parametrize("pattern", ["a*/b", "a/**b", ""])
 def test_a_pattern_that_is_none_is_refused(node, pattern):
     with pytest.raises(vbus.TopicError):
@@ -70,6 +74,10 @@ def test_wrong_quality_of_service_is_refused(node, qos):
         vbus.Channel("a/b", **qos)
 
 
+@pytest.mark.contract(
+    'are the publisher\'s alone and `"error"` is not for subscribers',
+    "what in it is the publisher's alone is ignored by subscribers",
+)
 @pytest.mark.parametrize(
     "qos", [{"max_size": 10}, {"priority": 1}, {"block_timeout": 1.0}, {"on_full": "error"}]
 )

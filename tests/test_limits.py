@@ -209,6 +209,11 @@ def test_five_hundred_subscribers(join, start):
     check_conservation(publisher, *subscribers[::25])
 
 
+@pytest.mark.contract(
+    "All objects are thread-safe",
+    "in the order published, from however many threads",
+    "Of several receivers each sample goes to one",
+)
 def test_twenty_threads_publish_and_receive_each_sample_once_and_in_order(join):
     node = join()
     publisher, subscriber = node.publisher("t", bytes, depth=16), node.subscriber("t", bytes)
@@ -257,6 +262,7 @@ def test_twenty_threads_publish_and_receive_each_sample_once_and_in_order(join):
 # ---- sizes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract('`reliability` | `"reliable"`: every sample, once, in order')
 def test_every_size_arrives_whole(join):
     node, far = join(), join("far")
     publisher = node.publisher("t", bytes, depth=2)
@@ -283,6 +289,7 @@ def available() -> int:
     return free
 
 
+@pytest.mark.contract("`max_size` | largest sample accepted")
 @pytest.mark.timeout(120)
 def test_a_sample_of_one_gibibyte(join, start):
     if available() < 4 << 30:
@@ -318,6 +325,7 @@ def test_a_sample_of_one_gibibyte(join, start):
 # ---- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("Samples that a program holds do not count against `depth`")
 def test_a_hoarder_stops_nobody_else(join, start):
     node = join(memory=64 * MEBIBYTE)
     publisher = node.publisher("t", bytes, block_timeout=WATCHDOG)
@@ -363,6 +371,10 @@ def test_a_hoarder_stops_nobody_else(join, start):
     hoarder.finish()
 
 
+@pytest.mark.contract(
+    "At the memory limit the subscriber that holds most counts as full",
+    "bytes that this node's publishers may keep in all",
+)
 @pytest.mark.parametrize("where", ["near", "far"])
 @pytest.mark.parametrize("on_full", ["block", "error", "drop_oldest", "drop_newest"])
 def test_at_the_memory_limit_the_contract_decides(on_full, where, join):
@@ -484,6 +496,7 @@ def test_a_publisher_that_waits_for_what_a_closed_one_holds_goes_on_when_it_is_r
     holder.finish()
 
 
+@pytest.mark.contract("bytes that this node's publishers may keep in all")
 def test_memory_that_history_and_loans_keep_is_an_error_at_once(join):
     node = join(memory=4 * MEBIBYTE)
     publisher = node.publisher("t", bytes, history=100)
@@ -498,6 +511,7 @@ def test_memory_that_history_and_loans_keep_is_an_error_at_once(join):
 # ---- bad input ----------------------------------------------------------------------------------
 
 
+@pytest.mark.contract("no control characters, no `*` in a published topic")
 @pytest.mark.parametrize(
     ("topic", "words"),
     [
@@ -519,6 +533,7 @@ def test_a_wrong_topic_is_named(node, topic, words):
         node.publisher(topic)
 
 
+@pytest.mark.contract("`*` inside a longer segment is `TopicError`")
 @pytest.mark.parametrize("pattern_", ["a/b*", "***", "*a", "a/**b"])
 def test_a_wrong_pattern_is_named(node, pattern_):
     with pytest.raises(vbus.TopicError, match=re.escape(repr(pattern_)[1:-1])):
@@ -532,6 +547,7 @@ def test_a_topic_that_is_no_text_is_a_type_error_or_a_topic_error(node, topic):
             make(topic)
 
 
+@pytest.mark.contract("`headers`: `Mapping[str, str]`, at most 4 KiB", "`TooLarge` comes at `loan()`")
 def test_what_is_too_large_says_both_numbers(node):
     publisher = node.publisher("t", max_size=1000)
     subscriber = node.subscriber("t")
@@ -557,6 +573,7 @@ def test_what_is_too_large_says_both_numbers(node):
     check_conservation(publisher, subscriber)
 
 
+@pytest.mark.contract("which raises `Closed` once closed", "`stats()` still works after `close()`")
 def test_used_after_close_says_so(join):
     node = join("gone")
     publisher, subscriber = node.publisher("t"), node.subscriber("t")
@@ -599,6 +616,7 @@ def test_used_after_close_says_so(join):
         repr(it)
 
 
+@pytest.mark.contract("An explicit `shm` that cannot be used")
 def test_an_unusable_directory_is_named_with_what_is_wrong(domain, tmp_path):
     file, link, real = tmp_path / "file", tmp_path / "link", tmp_path / "real"
     file.write_text("")
@@ -634,6 +652,7 @@ def test_a_long_directory_works(domain, tmp_path):
         assert [peer.name for peer in b.peers()] == ["a"]
 
 
+@pytest.mark.contract("only nodes with the same secret join")
 def test_different_secrets_are_told_on_both_sides(join, caplog):
     with join("one", secret="a secret of one") as one, join("two", secret="a secret of two") as two:
         until(lambda: len(warnings_in(caplog, "secret")) >= 2, "both warn")
@@ -652,6 +671,7 @@ def warnings_in(caplog, word: str) -> list[str]:
     return [message for message in messages if re.search(word, message)]
 
 
+@pytest.mark.contract("Everywhere: `timeout` in float seconds")
 @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), float("-inf")])
 def test_a_negative_timeout_is_a_value_error(node, timeout):
     publisher, subscriber = node.publisher("t"), node.subscriber("t")

@@ -45,6 +45,10 @@ def counter(start, name: str, **asked: object):
 # ---- frozen -------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract(
+    'blocks only if its contract is `"block"`, and then only this publisher',
+    "naming the subscriber that is full",
+)
 def test_a_frozen_subscriber_blocks_its_publisher_by_contract_and_nobody_else(join, start):
     node = join()
     publisher = node.publisher("t", bytes, depth=4, block_timeout=0.1)
@@ -113,6 +117,7 @@ def test_a_publisher_blocked_by_a_frozen_subscriber_goes_on_with_it_and_loses_no
     check_conservation(publisher)
 
 
+@pytest.mark.contract("a frozen neighbour is skipped")
 def test_a_frozen_bystander_delays_the_others_half_a_second_at_most(join, start):
     bystander = start("""
         node = vbus.Node("bystander")
@@ -184,6 +189,7 @@ def in_child(run) -> None:
     assert said == ""
 
 
+@pytest.mark.contract("every call raises `vbus.ForkError`")
 def test_every_call_in_a_forked_child_is_refused_but_the_harmless(join):
     node, other = join("mother"), join("other")
     publisher, subscriber = node.publisher("t"), node.subscriber("t")
@@ -245,6 +251,7 @@ def test_every_call_in_a_forked_child_is_refused_but_the_harmless(join):
     check_conservation(publisher, subscriber, late)
 
 
+@pytest.mark.contract("its exit and its garbage collection included, disturbs the parent")
 def test_a_child_that_frees_everything_and_exits_disturbs_nothing(join, start):
     # In a process of its own, which ends as Python ends: finalizers, atexit, gc.
     mother = start("""
@@ -275,6 +282,7 @@ def test_a_child_that_frees_everything_and_exits_disturbs_nothing(join, start):
     mother.finish()
 
 
+@pytest.mark.contract("A view of a sample stays valid in the child")
 def test_a_view_stays_valid_in_the_child_as_long_as_the_parent_holds_it(join):
     node = join()
     publisher, subscriber = node.publisher("t", bytes, depth=2), node.subscriber("t", bytes)
@@ -404,6 +412,7 @@ WAITS = {
 }
 
 
+@pytest.mark.contract("Ctrl-C works at once")
 @pytest.mark.parametrize("threads", [0, 3], ids=["alone", "beside other threads"])
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_ends_a_wait_at_once_and_all_is_as_before(wait, threads, start):

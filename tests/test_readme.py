@@ -57,6 +57,7 @@ def test_first_block_prints_what_the_readme_says(environment, tmp_path):
     assert done.stdout.strip() == promised.group(1)
 
 
+@pytest.mark.contract("two programs on one machine find each other")
 @pytest.mark.parametrize("order", [("detector.py", "viewer.py"), ("viewer.py", "detector.py")], ids="-".join)
 def test_programs_find_each_other_in_any_order(order, environment, tmp_path):
     running = {}

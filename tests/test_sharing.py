@@ -111,6 +111,7 @@ def test_samples_released_after_their_subscriber_closed_free_their_slots(node, t
         reader.close()
 
 
+@pytest.mark.contract("delivered even beyond `depth`, against which it does not count")
 def test_history_does_not_count_against_depth_and_is_not_pushed_out(node):
     with node.publisher("kept", bytes, history=10, depth=2, on_full="drop_oldest") as publisher:
         for number in range(10):

@@ -551,6 +551,9 @@ class ArrayLoan:
         else:
             loan.discard()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a loan cannot be pickled; open a node in the worker")
+
 
 class _Log:
     """A thread that moves what a node has to say to the logger "vbus", so that the core never calls

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyMemoryView};
 use pyo3::{ffi, intern};
@@ -125,7 +125,9 @@ impl Loan {
         let len = loan.len();
         let shorter = usize::try_from(n).ok().filter(|&n| n <= len);
         let Some(shorter) = shorter else {
-            return Err(PyValueError::new_err(format!("a loan of {len} bytes cannot be truncated to {n}")));
+            return Err(PyValueError::new_err(format!(
+                "a loan of {len} bytes cannot be truncated to {n}; give a number from 0 to {len}"
+            )));
         };
         loan.truncate(shorter);
         Ok(())
@@ -175,5 +177,9 @@ impl Loan {
             self.publish(py)?;
         }
         Ok(())
+    }
+
+    fn __reduce_ex__(&self, _protocol: &Bound<'_, PyAny>) -> PyResult<()> {
+        Err(PyTypeError::new_err("a Loan cannot be pickled; open a node in the worker"))
     }
 }

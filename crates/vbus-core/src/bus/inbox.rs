@@ -346,7 +346,10 @@ impl Inbox {
             stats.lost += counts.lost;
             stats.bytes += entry.bytes;
             add_dropped(&mut stats.dropped, &counts.dropped);
-            stats.links.push(counts);
+            // One that ended lives on while somebody may still take what waits.
+            if entry.ending.is_none() || counts.waiting > 0 {
+                stats.links.push(counts);
+            }
         }
         stats
     }
