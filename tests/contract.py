@@ -118,6 +118,13 @@ def add_tests(sentences: list[Sentence]) -> Iterator[str]:
     """Gives each sentence the tests that name it; what is wrong with the names."""
     for path in sorted(HERE.rglob("test_*.py")):
         tree = ast.parse(path.read_text())
+        texts = {
+            target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         marks = {node for node in ast.walk(tree) if is_mark(node)}
         for function in ast.walk(tree):
             if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -127,9 +134,10 @@ def add_tests(sentences: list[Sentence]) -> Iterator[str]:
                 if mark not in marks:
                     continue
                 marks.discard(mark)
-                for phrase in mark.args:
+                for argument in mark.args:
+                    phrase = texts.get(argument.id) if isinstance(argument, ast.Name) else argument
                     if not (isinstance(phrase, ast.Constant) and isinstance(phrase.value, str)):
-                        yield f"{test}: a contract mark takes plain texts, not {ast.unparse(phrase)}"
+                        yield f"{test}: a contract mark takes plain texts, not {ast.unparse(argument)}"
                         continue
                     sentence, problem = find(sentences, phrase.value)
                     if problem:

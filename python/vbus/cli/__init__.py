@@ -17,12 +17,14 @@ from vbus.errors import Error
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "parsers"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what it returns is the exit status of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # whatever others say, in whatever locale
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 FREE_COMMANDS = {"bench": "measure this machine", "demo": "see vbus at work"}
 
 # Commands that the documentation promises and a later version brings.
-LATER_COMMANDS = ("hz", "bw", "call", "top", "explain", "doctor", "record", "play")
+LATER_COMMANDS = ("call", "top", "doctor", "record", "play")
 
 
 def _run(arguments: list[str]) -> int:
@@ -73,6 +75,18 @@ def _run_free(command: str, arguments: list[str]) -> int:
     return run(arguments)
 
 
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `vbus`, and that of each command."""
+    parser = _parser()
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
+            commands = dict(action.choices)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    for name in FREE_COMMANDS:
+        commands[name] = import_module(f".{name}", __name__).parser()
+    return parser, commands
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vbus", description="Look at a bus, publish on it, measure it.", parents=[_common_options()]
@@ -89,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(module=module or name)
         return added
 
+    def looks_on(name: str, help: str, count: str) -> argparse.ArgumentParser:
+        added = command(name, help)
+        added.add_argument("topic", metavar="TOPIC", help="a topic, or a pattern with * and **")
+        added.add_argument("--count", type=_number, metavar="N", help=count)
+        added.add_argument(
+            "--timeout", type=_seconds, metavar="S", help="stop after S seconds, with exit status 1"
+        )
+        return added
+
     command("nodes", "list the nodes of the domain")
 
     topics = command("topics", "list the topics of the domain")
@@ -96,13 +119,14 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=_seconds, default=1.0, metavar="S", help="seconds to look (default 1.0)"
     )
 
-    echo = command("echo", "show the samples of a topic or pattern")
-    echo.add_argument("topic", metavar="TOPIC")
-    echo.add_argument("--count", type=_number, metavar="N", help="stop after N samples")
-    echo.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="stop after S seconds, with exit status 1"
-    )
+    echo = looks_on("echo", "show the samples of a topic or pattern", "stop after N samples")
     echo.add_argument("--full", action="store_true", help="show all of long values and arrays")
+
+    looks_on("hz", "measure how often a topic is published", "stop after N samples, two at least")
+    looks_on("bw", "measure how many bytes a topic carries", "stop after N samples, two at least")
+
+    explain = command("explain", "say which ways to whom work, and what would help where none does")
+    explain.add_argument("topic", metavar="TOPIC", nargs="?", help="only what is about this topic")
 
     pub = command("pub", "publish on a topic")
     pub.add_argument("topic", metavar="TOPIC")
@@ -127,6 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command("keygen", "make a secret")
+
+    completion = command("completion", "print a script that makes a shell complete vbus's commands")
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish", "topics"), help="or the topics that the scripts complete"
+    )
     for name, help in FREE_COMMANDS.items():
         commands.add_parser(name, help=help, add_help=False)
     return parser

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["for_json", "for_people", "print_json", "print_table"]
+__all__ = ["for_json", "for_people", "print_json", "print_line", "print_table"]
 
 
 def print_json(members: dict[str, Any]) -> None:
     """One object, one line, out at once."""
     print(json.dumps(members, ensure_ascii=False, allow_nan=False, separators=(", ", ": ")), flush=True)
+
+
+def print_line(text: str, *, end: str = "\n") -> None:
+    """One line for people, out at once; or a text of several, which is ours."""
+    print(text if not end else _one_line(text), end=end, flush=True)
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .joining import join
-from .output import for_json, print_json, print_table
+from .output import for_json, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     )
     for topic in topics:
         for mismatch in topic.mismatches:
-            print(_told(topic, mismatch))
+            print_line(_told(topic, mismatch))
     return 0
 
 

@@ -279,6 +279,30 @@ pub(super) fn new_board() -> Result<(Arc<segment::Mapping>, Arc<Descriptor>), se
     Ok((Arc::new(mapping), Arc::new(Descriptor::new(file))))
 }
 
+/// What keeps a publisher and a subscriber of a topic apart, or is less than was asked: all that differs.
+pub(super) fn differences(
+    topic: &str,
+    (publisher, offer, offered): (Id, &Offer, &str),
+    (subscriber, asked, wanted): (Id, &Qos, &str),
+) -> Vec<TopicMismatch> {
+    let differ = |connects, field: String, offered: String, asked: String| TopicMismatch {
+        topic: topic.to_owned(),
+        publisher,
+        subscriber,
+        connects,
+        field,
+        offered,
+        asked,
+    };
+    if offered != wanted
+        && let Err(disagreement) = shape::agree(offered, wanted)
+    {
+        return vec![differ(false, disagreement.field, disagreement.offered, disagreement.asked)];
+    }
+    let shortfalls = offer.shortfalls(asked).into_iter();
+    shortfalls.map(|its| differ(true, its.field.into(), its.offered, its.asked)).collect()
+}
+
 /// Whether a publisher and a wish come together, and how; a mismatch is told to both sides.
 fn agree(
     core: &NodeCore,
@@ -290,22 +314,16 @@ fn agree(
     if !topic::matches(wish.pattern, &publisher.topic) {
         return None;
     }
-    let mut differ = |connects, field: String, offered: String, asked: String| {
-        let mismatch = TopicMismatch {
-            topic: publisher.topic.to_string(),
-            publisher: publisher.id,
-            subscriber: wish.id,
-            connects,
-            field,
-            offered,
-            asked,
-        };
+    let ours = (publisher.id, &publisher.offer, &*publisher.shape);
+    let found = differences(&publisher.topic, ours, (wish.id, &wish.asked, wish.shape));
+    let connects = found.iter().all(|mismatch| mismatch.connects);
+    for mismatch in found {
         if let Some(pair) = pair {
             pair.send(
                 &Message::Mismatch {
                     publisher: mismatch.publisher,
                     subscriber: mismatch.subscriber,
-                    connects,
+                    connects: mismatch.connects,
                     field: cut(&mismatch.field),
                     offered: cut(&mismatch.offered),
                     asked: cut(&mismatch.asked),
@@ -314,15 +332,8 @@ fn agree(
             );
         }
         core.note_mismatch(state, mismatch);
-    };
-    if let Err(disagreement) = shape::agree(&publisher.shape, wish.shape) {
-        differ(false, disagreement.field, disagreement.offered, disagreement.asked);
-        return None;
     }
-    for shortfall in publisher.offer.shortfalls(&wish.asked) {
-        differ(true, shortfall.field.into(), shortfall.offered, shortfall.asked);
-    }
-    Some(publisher.offer.agree(&wish.asked))
+    connects.then(|| publisher.offer.agree(&wish.asked))
 }
 
 fn size_for(agreed: &Offer) -> LinkSize {

@@ -750,13 +750,23 @@ impl NodeCore {
                 subscribers.push((its.topic.clone(), point));
             }
         }
+        drop(state);
         let mut topics: Vec<TopicEntry> = topics.into_values().collect();
         topics.sort_by(|a, b| a.topic.cmp(&b.topic));
         for entry in &mut topics {
             let matching = subscribers.iter().filter(|(pattern, _)| topic::matches(pattern, &entry.topic));
             entry.subscribers = matching.map(|(_, point)| point.clone()).collect();
-            entry.mismatches =
-                state.mismatches.iter().filter(|mismatch| mismatch.topic == entry.topic).cloned().collect();
+            // Also between two others: whoever looks on from aside sees it too.
+            for publisher in &entry.publishers {
+                let offer = Offer::from(publisher.qos);
+                entry.mismatches.extend(entry.subscribers.iter().flat_map(|subscriber| {
+                    interest::differences(
+                        &entry.topic,
+                        (publisher.id, &offer, &publisher.shape),
+                        (subscriber.id, &subscriber.qos, &subscriber.shape),
+                    )
+                }));
+            }
         }
         topics
     }
