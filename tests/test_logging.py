@@ -56,7 +56,7 @@ def test_a_program_that_configures_nothing_sees_warnings_as_python_shows_them(me
     )
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.endswith('of "t" differ in depth: offered 1, asked 2; give both the same')
+    assert 'differ in depth of "t": offered 1, asked 2; they are connected with what is offered' in line
 
 
 def test_a_warning_names_its_remedy(join, caplog):

@@ -26,7 +26,9 @@ def kinds(events: list[object]) -> list[str]:
 @pytest.mark.contract(WATCH)
 def test_a_watch_begins_with_what_is_there_peers_first(join):
     there, late = join("there"), join("late")
-    with there.publisher("b/2"), there.publisher("a/1"), late.publisher("own"), late.watch() as watch:
+    with there.publisher("b/2"), there.publisher("a/1"), late.publisher("own"):
+        until(lambda: len(late.topics()) == 3, "all are known")
+        watch = late.watch()
         events = [watch.receive(1) for _ in range(4)]
         assert watch.receive_nowait() is None
     assert kinds(events) == ["PeerJoined", "TopicAdded", "TopicAdded", "TopicAdded"]

@@ -79,7 +79,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     """The parser of `vbus`, and that of each command."""
     parser = _parser()
     commands: dict[str, argparse.ArgumentParser] = {}
-    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+    for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
             commands = dict(action.choices)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     for name in FREE_COMMANDS:

@@ -80,7 +80,7 @@ class Command:
         options: list[Option] = []
         choices: list[str] = []
         argument = ""
-        for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        for action in parser._actions:
             if action.help is argparse.SUPPRESS:
                 continue
             if action.option_strings:
