@@ -49,12 +49,12 @@ struct Held {
 enum Memory {
     #[default]
     Gone,
-    Own(bus::Sample),
-    Shared(Arc<bus::Sample>),
+    Own(bus::Content),
+    Shared(Arc<bus::Content>),
 }
 
 impl Memory {
-    fn get(&self) -> Option<&bus::Sample> {
+    fn get(&self) -> Option<&bus::Content> {
         match self {
             Self::Gone => None,
             Self::Own(sample) => Some(sample),
@@ -62,7 +62,7 @@ impl Memory {
         }
     }
 
-    fn share(&mut self) -> Option<Arc<bus::Sample>> {
+    fn share(&mut self) -> Option<Arc<bus::Content>> {
         *self = match std::mem::take(self) {
             Self::Own(sample) => Self::Shared(Arc::new(sample)),
             memory => memory,
@@ -77,7 +77,7 @@ impl Memory {
 /// What the views in a value refer to. Not the sample, which keeps the value: the two would keep each other.
 #[pyclass(frozen)]
 struct SampleMemory {
-    sample: Arc<bus::Sample>,
+    sample: Arc<bus::Content>,
 }
 
 #[pymethods]
@@ -95,14 +95,16 @@ impl SampleMemory {
 
 impl Sample {
     pub(crate) fn new(sample: bus::Sample, reading: &Arc<Reading>) -> Self {
+        let (sequence, lost, timestamp_ns) = (sample.sequence(), sample.lost(), sample.timestamp_ns());
+        let (content, source) = sample.into_parts();
         Self {
-            source: Arc::clone(sample.source()),
+            source,
             reading: Arc::clone(reading),
-            sequence: sample.sequence(),
-            lost: sample.lost(),
-            timestamp_ns: sample.timestamp_ns(),
-            nbytes: sample.payload().len(),
-            held: Mutex::new(Held { memory: Memory::Own(sample), ..Held::default() }),
+            sequence,
+            lost,
+            timestamp_ns,
+            nbytes: content.payload().len(),
+            held: Mutex::new(Held { memory: Memory::Own(content), ..Held::default() }),
         }
     }
 
@@ -120,7 +122,7 @@ impl Sample {
     }
 
     /// Reads something of the core's sample, unless it was released.
-    fn with<T>(&self, py: Python<'_>, read: impl FnOnce(&bus::Sample) -> T) -> PyResult<T> {
+    fn with<T>(&self, py: Python<'_>, read: impl FnOnce(&bus::Content) -> T) -> PyResult<T> {
         let held = self.lock();
         let sample = held.memory.get().filter(|_| !held.released);
         sample.map(read).ok_or_else(|| self.released_error(py))
@@ -134,8 +136,8 @@ impl Sample {
 
     fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.reading.raw {
-            let is_raw = |sample: &bus::Sample| sample.encoding_number() == Encoding::Raw.number();
-            let bytes = |sample: &bus::Sample| is_raw(sample).then(|| PyBytes::new(py, sample.payload()));
+            let is_raw = |sample: &bus::Content| sample.encoding_number() == Encoding::Raw.number();
+            let bytes = |sample: &bus::Content| is_raw(sample).then(|| PyBytes::new(py, sample.payload()));
             if let Some(bytes) = self.with(py, bytes)? {
                 return Ok(bytes.into_any());
             }
@@ -160,7 +162,7 @@ impl Sample {
     /// The value, if the quick decoder is for this payload and likes it.
     fn decode_quickly<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(quick) = &self.reading.quick else { return Ok(None) };
-        let is_plain = |sample: &bus::Sample| {
+        let is_plain = |sample: &bus::Content| {
             sample.encoding_number() == Encoding::Msgpack.number() && !sample.has_meta()
         };
         if !self.with(py, is_plain)? {
@@ -184,7 +186,7 @@ impl Sample {
 /// Below this size, copying a payload takes less time than making a view of it.
 const COPY_TO_DECODE: usize = 4 << 10;
 
-fn view<'py>(py: Python<'py>, sample: Arc<bus::Sample>) -> PyResult<Bound<'py, PyMemoryView>> {
+fn view<'py>(py: Python<'py>, sample: Arc<bus::Content>) -> PyResult<Bound<'py, PyMemoryView>> {
     PyMemoryView::from(Bound::new(py, SampleMemory { sample })?.as_any())
 }
 
@@ -210,13 +212,16 @@ impl Sample {
     /// A read-only memoryview of the bytes as published.
     #[getter]
     fn payload<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
-        slf.get().with(slf.py(), |_| ())?;
-        PyMemoryView::from(slf.as_any())
+        PyMemoryView::from(slf.as_any()).or_else(|error| {
+            // The words that fit, if that is the reason.
+            slf.get().with(slf.py(), |_| ())?;
+            Err(error)
+        })
     }
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let mut held = slf.get().lock();
-        let Some(payload) = held.memory.get().filter(|_| !held.released).map(bus::Sample::payload) else {
+        let Some(payload) = held.memory.get().filter(|_| !held.released).map(bus::Content::payload) else {
             return Err(PyBufferError::new_err("the sample was released"));
         };
         // SAFETY: Python gives a valid view; the memory stays while exports are counted; it is read-only.

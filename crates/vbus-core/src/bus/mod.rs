@@ -29,4 +29,4 @@ pub use pair::PeerInfo;
 pub use publisher::{Blocked, PublishError, Publisher, Why};
 pub use secret::{Secret, SecretError};
 pub use stats::{LinkStats, NodeStats, PublisherStats, SubscriberStats, named as named_drops};
-pub use subscriber::{Closed, Sample, Source, Subscriber, WaitOutcome};
+pub use subscriber::{Closed, Content, Sample, Source, Subscriber, WaitOutcome};

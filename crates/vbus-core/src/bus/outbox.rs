@@ -147,14 +147,13 @@ impl Outbox {
                 Ok(None) => return,
                 Err(broken) => return link.break_off(&broken),
             };
-            let slot = SlotRef::from_bits(bits);
-            let stride = slot.filter(|&slot| self.pool.unhold_for(slot, at));
-            let Some(slot) = stride else {
+            let stride = SlotRef::from_bits(bits).and_then(|slot| self.pool.unhold_for(slot, at));
+            let Some(stride) = stride else {
                 let broken = Broken { word: "returned slot", found: bits, bound: 0 };
                 return link.break_off(&broken);
             };
             link.outstanding -= 1;
-            link.outstanding_bytes -= self.pool.stride(slot) as u64;
+            link.outstanding_bytes -= stride as u64;
             link.flush_asked = false;
         }
     }
@@ -203,10 +202,11 @@ impl Outbox {
     /// The bound adapts as in dynamic thresholds for shared buffers (Choudhury and Hahne, 1998): at most as
     /// much as is still free, so that one hoarder gets half, two a third each, and never all.
     pub(super) fn holds_too_much(&mut self, at: LinkIndex) -> bool {
-        let free = self.pool.free_bytes();
-        let Some(link) = self.links[at].as_mut().filter(|link| link.outstanding_bytes > free) else {
+        let Some(link) = self.links[at].as_mut() else { return false };
+        if !self.pool.has_less_than(link.outstanding_bytes) {
             return false;
-        };
+        }
+        let free = self.pool.free_bytes();
         if link.ring.observe(link.memory.forward()).is_err() || link.held() == 0 {
             return false;
         }

@@ -497,9 +497,13 @@ impl PublisherCore {
         let bytes = slot_bytes(meta, len)
             .filter(|&bytes| bytes as u64 <= limit)
             .ok_or(PublishError::TooLargeForNode { len: len as u64, limit })?;
-        if bytes >= LARGE || !state.pool.has_free(bytes) {
+        if bytes >= LARGE {
             state.collect();
         }
+        if let Some((slot, at)) = state.pool.loan_free(bytes) {
+            return Ok(Ok(Place::Slot(slot, at)));
+        }
+        state.collect();
         loop {
             let shortage = match state.pool.loan(bytes) {
                 Ok((slot, at)) => return Ok(Ok(Place::Slot(slot, at))),

@@ -43,16 +43,17 @@ pub struct Source {
 
 /// One published message. Its bytes stay there, unchanged, for as long as this lives.
 pub struct Sample {
-    taken: Taken,
+    content: Content,
     source: Arc<Source>,
     lost: u64,
 }
 
-impl Sample {
-    pub(super) fn new(taken: Taken, source: Arc<Source>, lost: u64) -> Self {
-        Self { taken, source, lost }
-    }
+/// The bytes of a sample; the memory goes back with them.
+pub struct Content {
+    taken: Taken,
+}
 
+impl Content {
     /// The payload.
     pub fn payload(&self) -> &[u8] {
         // SAFETY: the range lies in the slot (checked when taken), which is mapped and not written again
@@ -68,19 +69,40 @@ impl Sample {
         Meta::decode(header.encoding, bytes)
     }
 
-    /// Whether something travels beside the payload: bytes of the codec's own, or headers.
-    pub fn has_meta(&self) -> bool {
-        self.taken.header.meta_len != 0
-    }
-
     /// The number of its encoding: see [`Encoding::number`].
     pub fn encoding_number(&self) -> u32 {
         self.taken.header.encoding
     }
 
+    /// Whether something travels beside the payload: bytes of the codec's own, or headers.
+    pub fn has_meta(&self) -> bool {
+        self.taken.header.meta_len != 0
+    }
+}
+
+impl Sample {
+    pub(super) fn new(taken: Taken, source: Arc<Source>, lost: u64) -> Self {
+        Self { content: Content { taken }, source, lost }
+    }
+
+    /// The payload.
+    pub fn payload(&self) -> &[u8] {
+        self.content.payload()
+    }
+
+    /// How the payload is encoded, and what travels beside it.
+    pub fn meta(&self) -> Result<(Encoding, Meta), Malformed> {
+        self.content.meta()
+    }
+
+    /// Its bytes, and where they came from.
+    pub fn into_parts(self) -> (Content, Arc<Source>) {
+        (self.content, self.source)
+    }
+
     /// The publisher's count, from 0.
     pub fn sequence(&self) -> u64 {
-        self.taken.header.sequence
+        self.content.taken.header.sequence
     }
 
     /// Samples of this publisher missing directly before this one.
@@ -90,7 +112,7 @@ impl Sample {
 
     /// The publisher's wall clock.
     pub fn timestamp_ns(&self) -> u64 {
-        self.taken.header.timestamp_ns
+        self.content.taken.header.timestamp_ns
     }
 
     /// Where it comes from.

@@ -64,7 +64,9 @@ pub struct ReturnPath {
     back: Mutex<Back>,
     /// Rung when the publisher waits for us.
     space: Mutex<SpaceBell>,
-    held: AtomicU64,
+    /// Slots taken, counted by the link, and given back, counted under `back`.
+    taken: AtomicU64,
+    given_back: AtomicU64,
     born: fork::Generation,
     /// Keeps the connection to the publisher's node open: its end would free what is still held.
     _connection: Arc<dyn std::any::Any + Send + Sync>,
@@ -103,7 +105,8 @@ impl ReturnPath {
             memory,
             back: Mutex::default(),
             space: Mutex::default(),
-            held: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            given_back: AtomicU64::new(0),
             born: fork::Generation::now(),
             _connection: connection,
         })
@@ -111,7 +114,9 @@ impl ReturnPath {
 
     /// Slots that programs hold.
     pub fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
+        // Acquire, and in this order: what was given back had been taken.
+        let given_back = self.given_back.load(Ordering::Acquire);
+        self.taken.load(Ordering::Relaxed).saturating_sub(given_back)
     }
 
     /// The publisher's bell has arrived; rings it if that was missed.
@@ -141,8 +146,9 @@ impl ReturnPath {
             // There is room again. When our node is closed, nobody else will tell.
             back.flush(&self.memory);
         }
+        // One at a time, under the lock. Release: pairs with `held`.
+        self.given_back.store(self.given_back.load(Ordering::Relaxed) + 1, Ordering::Release);
         drop(back);
-        self.held.fetch_sub(1, Ordering::Relaxed);
         // Dekker with `Publisher::wait_for_room`: our return, then its flag; its flag, then our return.
         fence(Ordering::SeqCst);
         self.ring_if(self.memory.want_slots());
@@ -177,19 +183,23 @@ impl Drop for ReturnPath {
 
 /// A slot held by a program: its bytes stay there, unchanged, until this is dropped.
 pub struct Hold {
-    path: Arc<ReturnPath>,
-    /// Kept mapped.
-    _mapping: Arc<Mapping>,
+    lane: Arc<Lane>,
     slot: SlotRef,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         // The child of a fork holds nothing; the parent gives the slot back.
-        if self.path.born.is_current() {
-            self.path.give_back(self.slot);
+        if self.lane.path.born.is_current() {
+            self.lane.path.give_back(self.slot);
         }
     }
+}
+
+/// A segment as one link reads it: the memory, kept mapped, and the way back. One count for both.
+struct Lane {
+    segment: ReadSegment,
+    path: Arc<ReturnPath>,
 }
 
 /// An entry taken: the hold and what the slot said, bounded to the slot.
@@ -215,7 +225,7 @@ pub struct InLink {
     ring: RingReader,
     path: Arc<ReturnPath>,
     table: Arc<SegmentTable>,
-    known: Vec<Option<ReadSegment>>,
+    known: Vec<Option<Arc<Lane>>>,
     known_changes: u64,
 }
 
@@ -245,13 +255,15 @@ impl InLink {
         fence(Ordering::SeqCst);
         self.path.ring_if(self.memory.want_space());
 
-        let segment = segment_of(&self.known, slot).expect("`mapped` said so");
-        let at = Slot::in_mapping(&segment.mapping, segment.stride, slot.slot());
+        let lane = segment_of(&self.known, slot).expect("`mapped` said so");
+        let stride = lane.segment.stride;
+        let at = Slot::in_mapping(&lane.segment.mapping, stride, slot.slot());
         let header = at.read_header();
-        self.path.held.fetch_add(1, Ordering::Relaxed);
-        let hold = Hold { path: Arc::clone(&self.path), _mapping: Arc::clone(&segment.mapping), slot };
-        let Some((meta, payload)) = header.places(segment.stride) else {
-            let bound = segment.stride as u64;
+        // This link alone counts here: no exchange is needed.
+        self.path.taken.store(self.path.taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let hold = Hold { lane: Arc::clone(lane), slot };
+        let Some((meta, payload)) = header.places(stride) else {
+            let bound = stride as u64;
             return Err(Broken { word: "slot's length", found: header.payload_len, bound });
         };
         // SAFETY: both places lie in the slot, checked by `places`.
@@ -286,18 +298,21 @@ impl InLink {
     fn refresh_segments(&mut self) {
         let changes = self.table.changes.load(Ordering::Acquire);
         if changes != self.known_changes {
-            self.known.clone_from(&self.table.segments.read());
+            let lane = |segment: &ReadSegment| {
+                Arc::new(Lane { segment: segment.clone(), path: Arc::clone(&self.path) })
+            };
+            self.known = self.table.segments.read().iter().map(|known| known.as_ref().map(lane)).collect();
             self.known_changes = changes;
         }
     }
 }
 
 /// The segment of `slot`, if it is known and has such a slot.
-fn segment_of(known: &[Option<ReadSegment>], slot: SlotRef) -> Option<&ReadSegment> {
-    known
-        .get(slot.segment() as usize - 1)?
-        .as_ref()
-        .filter(|segment| (slot.slot() as usize + 1) * segment.stride <= segment.mapping.len())
+fn segment_of(known: &[Option<Arc<Lane>>], slot: SlotRef) -> Option<&Arc<Lane>> {
+    known.get(slot.segment() as usize - 1)?.as_ref().filter(|lane| {
+        let segment = &lane.segment;
+        (slot.slot() as usize + 1) * segment.stride <= segment.mapping.len()
+    })
 }
 
 #[cfg(all(test, not(loom)))]

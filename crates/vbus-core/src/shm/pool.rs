@@ -64,6 +64,7 @@ impl LinkSet {
         word.is_some_and(|word| word & (1 << (link % 64)) != 0)
     }
 
+    #[inline]
     fn is_empty(&self) -> bool {
         self.low == 0 && self.high.iter().all(|&word| word == 0)
     }
@@ -88,6 +89,8 @@ struct Segment {
     mapping: Arc<Mapping>,
     file: Arc<Descriptor>,
     class: Class,
+    /// Where the pool keeps the class.
+    class_at: usize,
     holds: Vec<Holds>,
     /// Slots that are not free.
     used: u32,
@@ -184,16 +187,27 @@ impl Pool {
 
     /// Loans a slot of at least `bytes`; the publisher holds it. On success also how large it is.
     pub fn loan(&mut self, bytes: usize) -> Result<(SlotRef, Slot), Shortage> {
-        let class = Class::for_bytes(bytes);
-        let at = self.class_index(class);
+        let at = self.class_index(Class::for_bytes(bytes));
         if self.classes[at].1.is_empty() {
             self.grow(at)?;
         }
-        let slot = self.classes[at].1.pop().expect("grown above");
+        Ok(self.loan_from(at).expect("grown above"))
+    }
+
+    /// [`Self::loan`] without new memory. `None`: no such slot is free.
+    pub fn loan_free(&mut self, bytes: usize) -> Option<(SlotRef, Slot)> {
+        let class = Class::for_bytes(bytes);
+        let at = self.classes.iter().position(|(known, ..)| *known == class)?;
+        self.loan_from(at)
+    }
+
+    #[inline]
+    fn loan_from(&mut self, at: usize) -> Option<(SlotRef, Slot)> {
+        let slot = self.classes[at].1.pop()?;
         let segment = self.segment_mut(slot);
         segment.used += 1;
         segment.holds[slot.slot() as usize].own = 1;
-        Ok((slot, Slot::in_mapping(&segment.mapping, class.stride, slot.slot())))
+        Some((slot, Slot::in_mapping(&segment.mapping, segment.class.stride, slot.slot())))
     }
 
     /// Whether a slot of `bytes` can be loaned without new memory.
@@ -202,10 +216,20 @@ impl Pool {
         self.classes.iter().any(|(known, free, _)| *known == class && !free.is_empty())
     }
 
+    /// Whether fewer than `bytes` may still be loaned, of free slots and what the budget has left.
+    #[inline]
+    pub fn has_less_than(&self, bytes: u64) -> bool {
+        let left = self.budget.free();
+        left < bytes && left + self.free_slot_bytes() < bytes
+    }
+
     /// Bytes that may still be loaned: free slots, and what the budget has left.
     pub fn free_bytes(&self) -> u64 {
-        let slots: usize = self.classes.iter().map(|(class, free, _)| class.stride * free.len()).sum();
-        slots as u64 + self.budget.free()
+        self.free_slot_bytes() + self.budget.free()
+    }
+
+    fn free_slot_bytes(&self) -> u64 {
+        self.classes.iter().map(|(class, free, _)| (class.stride * free.len()) as u64).sum()
     }
 
     /// Bytes that `slot` takes.
@@ -222,13 +246,16 @@ impl Pool {
 
     /// One hold of the publisher's own less.
     pub fn unhold(&mut self, slot: SlotRef) {
-        let holds = self.holds_mut(slot);
+        let segment = self.segment_mut(slot);
+        let holds = &mut segment.holds[slot.slot() as usize];
         assert!(holds.own > 0, "every hold ends once");
         holds.own -= 1;
+        let is_free = holds.is_free();
         if self.is_closed {
-            return self.close();
+            self.close();
+        } else if is_free {
+            self.free(slot);
         }
-        self.free_if_unheld(slot);
     }
 
     /// `link` holds `slot` from now on.
@@ -241,13 +268,20 @@ impl Pool {
         self.knows(slot) && self.segment(slot).holds[slot.slot() as usize].links.contains(link)
     }
 
-    /// `link` gives `slot` back. False: it did not hold it.
-    pub fn unhold_for(&mut self, slot: SlotRef, link: LinkIndex) -> bool {
-        if !self.knows(slot) || !self.holds_mut(slot).links.remove(link) {
-            return false;
+    /// `link` gives `slot` back. `None`: it did not hold it.
+    /// Else the bytes of the slot.
+    pub fn unhold_for(&mut self, slot: SlotRef, link: LinkIndex) -> Option<usize> {
+        // A stranger named it: it may not exist.
+        let segment = self.segments.get_mut(slot.segment() as usize - 1)?.as_mut()?;
+        let stride = segment.class.stride;
+        let holds = segment.holds.get_mut(slot.slot() as usize)?;
+        if !holds.links.remove(link) {
+            return None;
         }
-        self.free_if_unheld(slot);
-        true
+        if holds.is_free() {
+            self.free(slot);
+        }
+        Some(stride)
     }
 
     /// `link` is gone with everything it held.
@@ -273,7 +307,11 @@ impl Pool {
             }
         }
         if !retire {
-            ended.iter().for_each(|&slot| self.free_if_unheld(slot));
+            for slot in ended.iter().copied() {
+                if self.holds_mut(slot).is_free() {
+                    self.free(slot);
+                }
+            }
         }
         ended.len() as u64
     }
@@ -295,10 +333,9 @@ impl Pool {
         for at in 0..self.segments.len() {
             if self.segments[at].as_ref().is_some_and(|segment| segment.used == 0) {
                 let segment = self.segments[at].take().expect("looked at above");
-                let class = self.class_index(segment.class);
                 let number = at as u32 + 1;
-                self.classes[class].1.retain(|slot| slot.segment() != number);
-                self.classes[class].2 -= segment.holds.len();
+                self.classes[segment.class_at].1.retain(|slot| slot.segment() != number);
+                self.classes[segment.class_at].2 -= segment.holds.len();
                 retired.push(number);
             }
         }
@@ -339,6 +376,7 @@ impl Pool {
             mapping: Arc::new(mapping),
             file: Arc::new(Descriptor::new(file)),
             class,
+            class_at: at,
             holds: (0..slots).map(|_| Holds::default()).collect(),
             used: 0,
             _share: share,
@@ -392,15 +430,16 @@ impl Pool {
         &mut self.segment_mut(slot).holds[slot.slot() as usize]
     }
 
-    fn free_if_unheld(&mut self, slot: SlotRef) {
-        if !self.holds_mut(slot).is_free() {
-            return;
-        }
+    /// The last hold of `slot` is gone.
+    #[inline]
+    fn free(&mut self, slot: SlotRef) {
         let segment = self.segment_mut(slot);
         segment.used -= 1;
-        let class = segment.class;
-        let at = self.class_index(class);
-        self.classes[at].1.push(slot);
+        let at = segment.class_at;
+        // Of a closed pool nothing is loaned again.
+        if let Some((_, free, _)) = self.classes.get_mut(at) {
+            free.push(slot);
+        }
     }
 }
 
@@ -437,8 +476,8 @@ mod tests {
         pool.hold_for(slot, 3);
         pool.hold_for(slot, 70);
         pool.unhold(slot);
-        assert!(pool.unhold_for(slot, 3));
-        assert!(!pool.unhold_for(slot, 3), "nobody gives back twice");
+        assert!(pool.unhold_for(slot, 3).is_some());
+        assert!(pool.unhold_for(slot, 3).is_none(), "nobody gives back twice");
         assert!(!pool.has_free(1 << 19));
         pool.forget_link(70);
         assert!(pool.has_free(1 << 19));
@@ -484,7 +523,7 @@ mod tests {
         pool.hold_for(slot, 0);
         for bits in [1 << 20, (5 << 20) | 3, (1 << 36) - 1, (1 << 20) | 0xfffff] {
             let forged = SlotRef::from_bits(bits).expect("well formed");
-            assert!(forged == slot || !pool.unhold_for(forged, 0));
+            assert!(forged == slot || pool.unhold_for(forged, 0).is_none());
         }
     }
 
