@@ -14,7 +14,7 @@ use crate::convert::{dropped_dict, link_dict, qos_from};
 use crate::errors::{self, Details, Kind, from_node, from_publish, raise};
 use crate::loan::Loan;
 use crate::node::Node;
-use crate::waiting::{count_from, deadline_from, wait_in_steps, wait_interruptibly};
+use crate::waiting::{count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
 
 /// Below this size, a payload is copied under the publisher's lock, in one go.
 const COPY_AT_ONCE: usize = 16 << 10;
@@ -28,6 +28,15 @@ pub(crate) struct Publisher {
     encoder: Py<PyAny>,
     raw: bool,
     _node: Py<Node>,
+}
+
+/// How long a publish may wait for room.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// `block_timeout` of the publisher's offer.
+    Offered,
+    /// Until then; `None` for ever.
+    Until(Option<Instant>),
 }
 
 /// The publisher of the core, and what a loan needs of it.
@@ -50,6 +59,7 @@ impl Door {
     fn persist<T>(
         &self,
         py: Python<'_>,
+        patience: Patience,
         mut attempt: impl FnMut(&bus::Publisher) -> Result<Result<T, Box<Blocked>>, PublishError>,
     ) -> PyResult<T> {
         let inner = self.get(py)?;
@@ -58,10 +68,17 @@ impl Door {
             Err(blocked) => blocked,
         };
         let since = Instant::now();
-        let deadline = inner.offer().block_timeout.and_then(|time| since.checked_add(time));
+        let deadline = match patience {
+            Patience::Offered => inner.offer().block_timeout.and_then(|time| since.checked_add(time)),
+            Patience::Until(deadline) => deadline,
+        };
         let result = loop {
             if let Err(error) = inner.may_wait(&blocked) {
                 break Err(self.error(py, &error));
+            }
+            if is_over(deadline) {
+                let waited = since.elapsed().as_secs_f64();
+                break Err(self.error(py, &PublishError::Timeout { blocked, waited }));
             }
             if let Err(error) = self.wait(py, &blocked, since, deadline) {
                 break Err(error);
@@ -70,10 +87,6 @@ impl Door {
                 Ok(Ok(done)) => break Ok(done),
                 Ok(Err(again)) => blocked = again,
                 Err(error) => break Err(error),
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                let waited = since.elapsed().as_secs_f64();
-                break Err(self.error(py, &PublishError::Timeout { blocked, waited }));
             }
         };
         inner.count_blocked(since.elapsed());
@@ -96,38 +109,47 @@ impl Door {
     }
 
     /// A loan, waited for if the contract says so.
-    pub(crate) fn loan(
+    fn loan(
         &self,
         py: Python<'_>,
+        patience: Patience,
         len: usize,
         encoding: &Encoding,
         meta: &Meta,
     ) -> PyResult<bus::Loan> {
         if len >= COPY_WITHOUT_GIL && !self.get(py)?.has_room_for(len) {
             // New memory is made and cleared, which takes its time.
-            return self.persist(py, |inner| py.detach(|| inner.try_loan(len, encoding.clone(), meta)));
+            return self
+                .persist(py, patience, |inner| py.detach(|| inner.try_loan(len, encoding.clone(), meta)));
         }
-        self.persist(py, |inner| inner.try_loan(len, encoding.clone(), meta))
+        self.persist(py, patience, |inner| inner.try_loan(len, encoding.clone(), meta))
     }
 
     /// Publishes a loan, waited for if the contract says so.
     pub(crate) fn publish(&self, py: Python<'_>, loan: &bus::Loan) -> PyResult<u64> {
-        self.persist(py, |inner| inner.try_publish(loan, wall_clock_ns()))
+        self.publish_loan(py, Patience::Offered, loan)
+    }
+
+    fn publish_loan(&self, py: Python<'_>, patience: Patience, loan: &bus::Loan) -> PyResult<u64> {
+        self.persist(py, patience, |inner| inner.try_publish(loan, wall_clock_ns()))
     }
 
     /// Publishes a payload of several parts: copied at once if it is small, else into a loan.
     fn publish_parts(
         &self,
         py: Python<'_>,
+        patience: Patience,
         parts: &[&[u8]],
         encoding: &Encoding,
         meta: &Meta,
     ) -> PyResult<u64> {
         let len = parts.iter().map(|part| part.len()).sum();
         if len < COPY_AT_ONCE || !self.get(py)?.has_audience() {
-            return self.persist(py, |inner| inner.try_publish_copy(parts, encoding, meta, wall_clock_ns()));
+            let copy =
+                |inner: &bus::Publisher| inner.try_publish_copy(parts, encoding, meta, wall_clock_ns());
+            return self.persist(py, patience, copy);
         }
-        let mut loan = self.loan(py, len, encoding, meta)?;
+        let mut loan = self.loan(py, patience, len, encoding, meta)?;
         let mut copy = || {
             parts.iter().fold(0, |at, part| {
                 loan.write(at, part);
@@ -139,7 +161,7 @@ impl Door {
         } else {
             py.detach(copy)
         };
-        self.publish(py, &loan)
+        self.publish_loan(py, patience, &loan)
     }
 }
 
@@ -194,25 +216,55 @@ impl Publisher {
         let mut meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
         if self.raw {
             if let Ok(bytes) = value.cast::<PyBytes>() {
-                return self.door.publish_parts(py, &[bytes.as_bytes()], &Encoding::Raw, &meta);
+                return self.door.publish_parts(
+                    py,
+                    Patience::Offered,
+                    &[bytes.as_bytes()],
+                    &Encoding::Raw,
+                    &meta,
+                );
             }
             if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
                 && let Some(buffer) = Buffer::contiguous(value)
             {
-                return self.door.publish_parts(py, &[buffer.bytes()], &Encoding::Raw, &meta);
+                return self.door.publish_parts(
+                    py,
+                    Patience::Offered,
+                    &[buffer.bytes()],
+                    &Encoding::Raw,
+                    &meta,
+                );
             }
         }
         self.door.get(py)?;
         let encoded =
             self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))?;
         if let Ok(bytes) = encoded.cast::<PyBytes>() {
-            return self.door.publish_parts(py, &[bytes.as_bytes()], &Encoding::Msgpack, &meta);
+            return self.door.publish_parts(
+                py,
+                Patience::Offered,
+                &[bytes.as_bytes()],
+                &Encoding::Msgpack,
+                &meta,
+            );
         }
         let (name, buffers, codec): (String, Vec<Bound<'_, PyAny>>, Vec<u8>) = encoded.extract()?;
         meta.codec = codec;
-        let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
-        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
-        self.door.publish_parts(py, &parts, &Encoding::from_name(&name), &meta)
+        self.publish_buffers(py, Patience::Offered, &name, &buffers, &meta)
+    }
+
+    /// Publishes what was encoded already, and waits `timeout` seconds for room, whatever `block_timeout` is.
+    fn publish_encoded(
+        &self,
+        py: Python<'_>,
+        encoding: &str,
+        buffers: Vec<Bound<'_, PyAny>>,
+        meta: &[u8],
+        timeout: Option<f64>,
+    ) -> PyResult<u64> {
+        let meta = Meta { codec: meta.to_vec(), headers: Vec::new() };
+        let patience = Patience::Until(deadline_from(timeout)?);
+        self.publish_buffers(py, patience, encoding, &buffers, &meta)
     }
 
     /// Borrows `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
@@ -248,7 +300,7 @@ impl Publisher {
         let len = usize::try_from(nbytes).map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!("nbytes is {nbytes}; a loan has 0 bytes or more"))
         })?;
-        let loan = self.door.loan(py, len, &Encoding::from_name(encoding), &meta)?;
+        let loan = self.door.loan(py, Patience::Offered, len, &Encoding::from_name(encoding), &meta)?;
         Ok(Loan::new(Arc::clone(&self.door), loan))
     }
 
@@ -293,6 +345,19 @@ impl Publisher {
 }
 
 impl Publisher {
+    fn publish_buffers(
+        &self,
+        py: Python<'_>,
+        patience: Patience,
+        encoding: &str,
+        buffers: &[Bound<'_, PyAny>],
+        meta: &Meta,
+    ) -> PyResult<u64> {
+        let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
+        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
+        self.door.publish_parts(py, patience, &parts, &Encoding::from_name(encoding), meta)
+    }
+
     fn open(&self, py: Python<'_>) -> PyResult<()> {
         if self.door.get(py)?.is_closed() {
             let topic = self.topic().to_owned();

@@ -156,6 +156,31 @@ impl Subscriber {
         Ok(samples.into_iter().map(|sample| Sample::new(sample, &self.reading)).collect())
     }
 
+    /// Waits until there may be a sample, somebody nudges, or the time is over; takes nothing.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+        let (deadline, inner) = (deadline_from(timeout)?, self.inner(py)?);
+        if !inner.take_nudge() {
+            if !py.detach(|| inner.look(deadline)) {
+                wait_interruptibly(py, deadline, |until, mask| inner.wait(until, Some(mask)))?;
+            }
+            inner.take_nudge();
+        }
+        if inner.is_closed() { Err(self.closed_error(py)) } else { Ok(()) }
+    }
+
+    /// Ends the `wait` of another thread, or the next one.
+    fn nudge(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner(py)?.nudge();
+        Ok(())
+    }
+
+    /// Takes back a nudge that ended no `wait`.
+    fn forget_nudge(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner(py)?.take_nudge();
+        Ok(())
+    }
+
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }

@@ -154,6 +154,8 @@ pub(crate) struct SubscriberCore {
     sleepers: AtomicU32,
     /// Not zero once `fileno` was asked for.
     watched: AtomicU32,
+    /// Not zero while a nudge was not seen.
+    nudged: AtomicU32,
     changed: Condvar,
     /// Segments of publishers of the same node.
     local_tables: Mutex<HashMap<Id, Arc<SegmentTable>>>,
@@ -236,6 +238,19 @@ impl Subscriber {
         self.core.wait(deadline, mask)
     }
 
+    /// Ends one wait: that of whoever asks [`Self::take_nudge`] after it. Nothing that is taken meanwhile, by
+    /// whomever, makes it forgotten.
+    pub fn nudge(&self) {
+        // SeqCst, with `silence`: either that one sees the nudge, or we ring after it was silent.
+        self.core.nudged.store(1, Ordering::SeqCst);
+        self.core.bell.ring();
+    }
+
+    /// Whether there was a nudge since the last time.
+    pub fn take_nudge(&self) -> bool {
+        self.core.nudged.load(Ordering::Relaxed) != 0 && self.core.nudged.swap(0, Ordering::SeqCst) != 0
+    }
+
     /// A file that is readable while a sample waits or the subscriber is closed.
     pub fn fileno(&self) -> RawFd {
         let core = &self.core;
@@ -298,6 +313,7 @@ impl SubscriberCore {
             bell,
             sleepers: AtomicU32::new(0),
             watched: AtomicU32::new(0),
+            nudged: AtomicU32::new(0),
             changed: Condvar::default(),
             local_tables: Mutex::default(),
             paths: Mutex::default(),
@@ -358,8 +374,15 @@ impl SubscriberCore {
         }
     }
 
-    /// Silences every bell that rang.
+    /// Silences every bell that rang, but for a nudge that nobody saw.
     fn silence(&self, inbox: &Inbox) {
+        self.silence_all(inbox);
+        if self.nudged.load(Ordering::SeqCst) != 0 {
+            self.bell.ring();
+        }
+    }
+
+    fn silence_all(&self, inbox: &Inbox) {
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
