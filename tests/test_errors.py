@@ -91,9 +91,6 @@ def test_what_is_the_publishers_alone_is_refused_from_a_subscriber_but_ignored_i
 @pytest.mark.parametrize(
     "attempt",
     [
-        lambda node: node.serve("a/b", print),
-        lambda node: node.call("a/b", 1),
-        lambda node: node.call_stream("a/b", 1),
         lambda node: node.subscriber("a/b", callback=print),
     ],
 )

@@ -19,6 +19,7 @@ FIELDS = {
     "ServiceInfo": "name request reply servers",
     "PublisherStats": "topic published bytes dropped lost waiting held blocked_seconds links",
     "Link": "publisher subscriber peer sent delivered waiting dropped lost",
+    "ServerStats": "service begun running waiting errors refused",
     "SubscriberStats": "topic sent delivered waiting held dropped lost bytes callback_errors links",
     "NodeStats": "peers published delivered dropped lost bytes_sent bytes_received memory",
     "PeerJoined": "peer time_ns",

@@ -46,15 +46,20 @@ if TYPE_CHECKING:
         PeerLeft,
         PeerRefused,
         PublisherStats,
+        ServerStats,
         ServiceInfo,
         SubscriberStats,
         TopicAdded,
         TopicInfo,
         TopicRemoved,
     )
+    from .service import Service
+    from .service.caller import CallStream
+    from .service.serving import Server
     from .watch import Watch
 
 __all__ = [
+    "CallStream",
     "Channel",
     "Closed",
     "ConfigError",
@@ -80,6 +85,9 @@ __all__ = [
     "PublisherStats",
     "RemoteError",
     "Sample",
+    "Server",
+    "ServerStats",
+    "Service",
     "ServiceInfo",
     "SharedMemoryError",
     "Subscriber",
@@ -109,6 +117,7 @@ _RECORDS = frozenset(
         "PeerLeft",
         "PeerRefused",
         "PublisherStats",
+        "ServerStats",
         "ServiceInfo",
         "SubscriberStats",
         "TopicAdded",
@@ -129,10 +138,12 @@ def __getattr__(name: str) -> object:
         from .codec.registry import register_codec as value
     elif name == "Watch":
         from .watch import Watch as value
-    elif name in ("Service", "Server"):
-        from .errors import not_yet
-
-        raise AttributeError(str(not_yet(f"vbus.{name}")))
+    elif name == "Service":
+        from .service import Service as value
+    elif name == "Server":
+        from .service.serving import Server as value
+    elif name == "CallStream":
+        from .service.caller import CallStream as value
     else:
         raise AttributeError(f"module 'vbus' has no attribute {name!r}")
     globals()[name] = value

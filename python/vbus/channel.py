@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ._vbus import ConfigError, check_qos, check_topic
+from ._vbus import ConfigError, TopicError, check_qos, check_topic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,6 +128,19 @@ class Channel(Generic[T]):
 
     def _parts(self) -> tuple[object, ...]:
         return self.topic, self.type, self._qos
+
+
+def is_own(topic: str) -> bool:
+    """Whether a topic is one of the bus's own."""
+    return topic == "$vbus" or topic.startswith("$vbus/")
+
+
+def check_not_own(topic: str) -> None:
+    """TopicError for a topic that is the bus's own."""
+    if is_own(topic):
+        error = TopicError(f"{topic!r} is the bus's own; choose a name that does not begin with $vbus/")
+        error.topic = topic
+        raise error
 
 
 def publisher_qos(channel: Channel[Any] | None, given: dict[str, Any]) -> dict[str, Any]:

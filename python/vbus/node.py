@@ -17,15 +17,15 @@ from ._vbus import Loan, Sample, check_topic, leave_daemons_asleep
 from ._vbus import Node as CoreNode
 from ._vbus import Publisher as CorePublisher
 from ._vbus import Subscriber as CoreSubscriber
-from .channel import Channel, publisher_qos, subscriber_qos
+from .channel import Channel, check_not_own, publisher_qos, subscriber_qos
 from .config import resolve
-from .errors import ConfigError, not_yet, quote
+from .errors import Closed, ConfigError, not_yet, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from types import TracebackType
-    from typing import Any, NoReturn, Self, TypeVar, overload
+    from typing import Any, NoReturn, Self, TypeAlias, TypeVar, overload
 
     import numpy
     from typing_extensions import TypeForm, Unpack
@@ -37,9 +37,21 @@ if TYPE_CHECKING:
     from .codec.arrays import Array
     from .config import PathText
     from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
+    from .service import Service
+    from .service.caller import CallStream
+    from .service.exchange import Exchange
+    from .service.serving import Server
     from .watch import Watch
 
     T = TypeVar("T")
+    Q = TypeVar("Q")
+    R = TypeVar("R")
+    Handler: TypeAlias = (
+        Callable[[Q], R]
+        | Callable[[Q], Awaitable[R]]
+        | Callable[[Q], Iterator[R]]
+        | Callable[[Q], AsyncIterator[R]]
+    )
 else:
     # typing costs more to import than vbus itself.
     T = object
@@ -69,7 +81,7 @@ class Node:
     for a directory that was named and cannot be used. Close it, or use it in `with`.
     """
 
-    __slots__ = ("__weakref__", "_children", "_core", "_log", "_pid")
+    __slots__ = ("__weakref__", "_children", "_core", "_exchange", "_first_call", "_log", "_pid")
 
     def __init__(
         self,
@@ -108,6 +120,8 @@ class Node:
         )
         self._pid = os.getpid()
         self._children: dict[int, ref[Publisher[Any] | Subscriber[Any]]] = {}
+        self._exchange: Exchange | None = None
+        self._first_call = allocate_lock()
         self._log = _Log(self._core)
         if settings.idle:
             _warn_no_network(settings.idle)
@@ -165,6 +179,7 @@ class Node:
         """
         channel, topic, type = _what(channel_or_topic, type)
         check_topic(topic, pattern=False)
+        check_not_own(topic)
         offered = publisher_qos(channel, dict(qos))
         codec = _codec(type, topic)
         publisher: Publisher[Any] = Publisher(
@@ -222,6 +237,7 @@ class Node:
         """
         channel, topic, type = _what(channel_or_topic, type)
         check_topic(topic, pattern=True)
+        check_not_own(topic)
         if callback is not None:
             raise not_yet("a subscriber's callback")
         _check_spin(spin)
@@ -242,17 +258,200 @@ class Node:
         self._adopt(subscriber)
         return subscriber
 
-    def serve(self, service: Any, handler: Any, **options: Any) -> NoReturn:
-        """Not in this version."""
-        raise not_yet("serving requests")
+    @overload
+    def serve(self, service: Service[Q, R], handler: Handler[Q, R], *, concurrency: int = 1) -> Server: ...
+    @overload
+    def serve(
+        self,
+        service: str,
+        handler: Handler[Q, R],
+        *,
+        request: TypeForm[Q],
+        reply: TypeForm[R],
+        concurrency: int = 1,
+    ) -> Server: ...
+    @overload
+    def serve(
+        self,
+        service: str,
+        handler: Handler[Q, Any],
+        *,
+        request: TypeForm[Q],
+        reply: None = None,
+        concurrency: int = 1,
+    ) -> Server: ...
+    @overload
+    def serve(
+        self,
+        service: str,
+        handler: Handler[Any, R],
+        *,
+        request: None = None,
+        reply: TypeForm[R],
+        concurrency: int = 1,
+    ) -> Server: ...
+    @overload
+    def serve(
+        self,
+        service: str,
+        handler: Handler[Any, Any],
+        *,
+        request: None = None,
+        reply: None = None,
+        concurrency: int = 1,
+    ) -> Server: ...
+    def serve(
+        self,
+        service: Service[Any, Any] | str,
+        handler: Handler[Any, Any],
+        *,
+        request: Any = None,
+        reply: Any = None,
+        concurrency: int = 1,
+    ) -> Server:
+        """Answer the calls of a service, until the Server or this node is closed.
 
-    def call(self, service: Any, value: Any, **options: Any) -> NoReturn:
-        """Not in this version."""
-        raise not_yet("calling services")
+        `handler(request)` returns the reply. A function runs on `concurrency` threads; a coroutine function
+        on the loop that runs now, else on one of the node's, `concurrency` at a time; a generator of either
+        kind gives a stream of replies. What it raises reaches the caller as RemoteError. With a name,
+        `request` and `reply` are the types; None is any.
 
-    def call_stream(self, service: Any, value: Any, **options: Any) -> NoReturn:
-        """Not in this version."""
-        raise not_yet("calling services")
+        Returns when its neighbours know it. TopicError for a wrong name, ConfigError for a type that cannot
+        travel or a `concurrency` below 1, TypeError for a handler that cannot be called.
+        """
+        from .service.contract import contract_of
+        from .service.serving import Server, serve
+
+        if not callable(handler):
+            raise TypeError(
+                f"a handler is a function, a coroutine function or a generator, not {quote(handler)}"
+            )
+        if not isinstance(concurrency, int) or concurrency < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"concurrency is {quote(concurrency)}; give a number from 1 on")
+        return Server(self, serve(self._calls(), contract_of(service, request, reply), handler, concurrency))
+
+    @overload
+    def call(self, service: Service[Q, R], value: Q, *, timeout: float | None = None) -> R: ...
+    @overload
+    def call(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: TypeForm[R],
+        timeout: float | None = None,
+    ) -> R: ...
+    @overload
+    def call(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: None = None,
+        timeout: float | None = None,
+    ) -> Any: ...
+    def call(
+        self,
+        service: Service[Any, Any] | str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: Any = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Send a request to one of those who serve it, and wait for the reply.
+
+        It runs at most once and is never retried. NoServer: it did not run. Timeout: no reply in `timeout`
+        seconds. TransportError: the server went away, and it may have run. RemoteError: the handler raised,
+        or its reply is of the wrong type. EncodeError, TooLarge: the request cannot be sent. DecodeError: the
+        reply is not of the type `reply`.
+        """
+        from .service.caller import call
+        from .service.contract import contract_of
+
+        return call(self._calls(), contract_of(service, request, reply), value, timeout)
+
+    @overload
+    async def call_async(self, service: Service[Q, R], value: Q, *, timeout: float | None = None) -> R: ...
+    @overload
+    async def call_async(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: TypeForm[R],
+        timeout: float | None = None,
+    ) -> R: ...
+    @overload
+    async def call_async(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: None = None,
+        timeout: float | None = None,
+    ) -> Any: ...
+    async def call_async(
+        self,
+        service: Service[Any, Any] | str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: Any = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """`call` for asyncio; cancelling it cancels a coroutine at the server, and disturbs no other call."""
+        from .service.contract import contract_of
+        from .service.tasks import call_async
+
+        return await call_async(self._calls(), contract_of(service, request, reply), value, timeout)
+
+    @overload
+    def call_stream(
+        self, service: Service[Q, R], value: Q, *, timeout: float | None = None
+    ) -> CallStream[R]: ...
+    @overload
+    def call_stream(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: TypeForm[R],
+        timeout: float | None = None,
+    ) -> CallStream[R]: ...
+    @overload
+    def call_stream(
+        self,
+        service: str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: None = None,
+        timeout: float | None = None,
+    ) -> CallStream[Any]: ...
+    def call_stream(
+        self,
+        service: Service[Any, Any] | str,
+        value: Any,
+        *,
+        request: Any = None,
+        reply: Any = None,
+        timeout: float | None = None,
+    ) -> CallStream[Any]:
+        """A call whose replies are many: `for item in node.call_stream(service, value):`, or `async for`.
+
+        `timeout` is for each next item. Leaving it early, by `break`, `with` or `close()`, stops the
+        generator at the server. Errors as for `call`, here or at any item.
+        """
+        from .service.caller import CallStream
+        from .service.contract import contract_of
+
+        return CallStream(self, self._calls(), contract_of(service, request, reply), value, timeout)
 
     def peers(self) -> list[Peer]:
         """The connected peers, without oneself."""
@@ -265,9 +464,10 @@ class Node:
         return topic_infos(self._core)
 
     def services(self) -> list[ServiceInfo]:
-        """Every service that somebody serves: none, in this version."""
-        self._core.peer_tuples()  # what a closed or forked node answers
-        return []
+        """Every service that somebody serves, this node included; one per name and types."""
+        from .reports import service_infos
+
+        return service_infos(self._core)
 
     def wait_for_peers(self, n: int = 1, timeout: float | None = None) -> bool:
         """Wait until `n` peers are connected, `timeout` seconds at most; whether they are."""
@@ -305,11 +505,14 @@ class Node:
     def close(self, linger: float = 2.0) -> None:
         """Close everything: flushes reliable publishers for at most `linger` seconds, and says goodbye.
 
-        What was not accepted in time is logged per topic. Closing twice is fine.
+        Handlers that run have as long to answer. What was not accepted in time is logged per topic. Closing
+        twice is fine.
         """
-        self._core.close(linger)
         if os.getpid() != self._pid:
             return  # the child of a fork: nothing here is its own
+        if self._exchange is not None:
+            self._exchange.close(linger)
+        self._core.close(linger)
         for child in list(self._children.values()):
             if (endpoint := child()) is not None:
                 endpoint.close()
@@ -348,6 +551,21 @@ class Node:
         core: CoreNode | None = getattr(self, "_core", None)
         if core is not None:
             core.close(0.0)
+
+    def _calls(self) -> Exchange:
+        """What serves and calls for this node, made when it first does. Closed and ForkError as ever."""
+        closed = self._core.closed
+        exchange = self._exchange
+        if exchange is None:
+            from .service.exchange import Exchange
+
+            with self._first_call:
+                if self._exchange is None and not closed:
+                    self._exchange = Exchange(self._core)
+                exchange = self._exchange
+        if closed or exchange is None:
+            raise Closed(f"the node {quote(self.name)} is closed; open a new one")
+        return exchange
 
     def _adopt(self, child: Publisher[Any] | Subscriber[Any]) -> None:
         """Remember a publisher or subscriber for close(), without keeping it alive."""

@@ -19,6 +19,7 @@ __all__ = [
     "PeerLeft",
     "PeerRefused",
     "PublisherStats",
+    "ServerStats",
     "ServiceInfo",
     "SubscriberStats",
     "TopicAdded",
@@ -188,6 +189,24 @@ class SubscriberStats:
     """Exceptions that the callback raised."""
     links: tuple[Link, ...]
     """The living ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """Counts of a server."""
+
+    service: str
+    """The name that it serves."""
+    begun: int
+    """Requests whose handler was begun."""
+    running: int
+    """Those of them that are not answered yet."""
+    waiting: int
+    """Requests that wait for their turn."""
+    errors: int
+    """Exceptions that its handler raised, replies that could not be sent, requests that could not be read."""
+    refused: int
+    """Requests that did not run because it was closing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .channel import is_own
 from .records import (
     Endpoint,
     Finding,
@@ -12,6 +13,7 @@ from .records import (
     NodeStats,
     Peer,
     PublisherStats,
+    ServiceInfo,
     SubscriberStats,
     TopicInfo,
 )
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ._vbus import Publisher as CorePublisher
     from ._vbus import Subscriber as CoreSubscriber
 
-__all__ = ["findings", "node_stats", "publisher_stats", "subscriber_stats", "topic_infos"]
+__all__ = ["findings", "node_stats", "publisher_stats", "service_infos", "subscriber_stats", "topic_infos"]
 
 
 def topic_infos(core: CoreNode) -> list[TopicInfo]:
@@ -39,8 +41,23 @@ def topic_infos(core: CoreNode) -> list[TopicInfo]:
             mismatches=tuple(Mismatch(*mismatch) for mismatch in topic["mismatches"]),
         )
         for topic in core.topic_dicts()
+        if not is_own(topic["topic"])
     ]
     return sorted(infos, key=lambda info: info.topic)
+
+
+def service_infos(core: CoreNode) -> list[ServiceInfo]:
+    """One per name and types, sorted by name."""
+    from .service.wire import SERVE, Announced, read_announced
+
+    found: dict[Announced, dict[str, Peer]] = {}
+    for _, _, peer, shape in core.subscriber_tuples(SERVE):
+        if (announced := read_announced(shape)) is not None:
+            found.setdefault(announced, {})[peer[0]] = Peer(*peer)
+    return [
+        ServiceInfo(its.name, its.request, its.reply, tuple(peers[id] for id in sorted(peers)))
+        for its, peers in sorted(found.items())
+    ]
 
 
 def findings(core: CoreNode, topic: str | None, peer: Peer | str | None) -> list[Finding]:

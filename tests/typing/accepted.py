@@ -7,7 +7,7 @@ one; what must be refused is in `rejected.py`.
 import asyncio
 import datetime
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar, assert_type
 
@@ -164,6 +164,64 @@ def relay(node: vbus.Node, channel: vbus.Channel[T], use: Callable[[T], None]) -
 def use_generic_code(node: vbus.Node) -> None:
     assert_type(latest(node.subscriber(DETECTIONS)), Detection)
     relay(node, vbus.Channel("a", int), lambda value: print(value + 1))
+
+
+# ---- services know both their types ------------------------------------------------------------------
+
+COUNT = vbus.Service("count", int, Detection)
+assert_type(COUNT, vbus.Service[int, Detection])
+assert_type(vbus.Service("any"), vbus.Service[Any, Any])
+assert_type(vbus.Service("request", int), vbus.Service[int, Any])
+assert_type(vbus.Service("reply", reply=int | None), vbus.Service[Any, int | None])
+
+
+def a_function(number: int) -> Detection:
+    return Detection(str(number), 1)
+
+
+async def a_coroutine(number: int) -> Detection:
+    return Detection(str(number), 1)
+
+
+def a_generator(number: int) -> Iterator[Detection]:
+    yield Detection(str(number), 1)
+
+
+async def an_async_generator(number: int) -> AsyncIterator[Detection]:
+    yield Detection(str(number), 1)
+
+
+def serving(node: vbus.Node) -> None:
+    node.serve(COUNT, a_function, concurrency=4)
+    node.serve(COUNT, a_coroutine)
+    node.serve(COUNT, a_generator)
+    node.serve(COUNT, an_async_generator)
+    node.serve(COUNT, lambda number: Detection(str(number + 1), 1))
+    node.serve("count", a_function, request=int, reply=Detection)
+    node.serve("count", a_function)
+    with node.serve("count", a_function, request=int) as server:
+        assert_type(server, vbus.Server)
+        assert_type(server.stats(), vbus.ServerStats)
+
+
+async def calling(node: vbus.Node) -> None:
+    assert_type(node.call(COUNT, 1, timeout=1), Detection)
+    assert_type(node.call("count", 1, reply=int | None), int | None)
+    assert_type(node.call("count", 1), Any)
+    assert_type(await node.call_async(COUNT, 1), Detection)
+    assert_type(await node.call_async("count", 1, request=int, reply=str), str)
+    for item in node.call_stream(COUNT, 1):
+        assert_type(item, Detection)
+    async for item in node.call_stream(COUNT, 1):
+        assert_type(item, Detection)
+    with node.call_stream("count", 1, reply=int) as stream:
+        assert_type(next(stream), int)
+    try:
+        node.call(COUNT, 1)
+    except vbus.RemoteError as error:
+        assert_type((error.type, error.message, error.traceback), tuple[str, str, str])
+        assert_type(error.server, vbus.Peer)
+    assert_type(node.services()[0].servers, tuple[vbus.Peer, ...])
 
 
 # ---- codecs, errors and records ---------------------------------------------------------------------

@@ -83,3 +83,26 @@ def callbacks(node: vbus.Node) -> None:
 def codecs() -> None:
     vbus.register_codec(int, encode=str.encode, decode=bytes)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     vbus.register_codec(Command, name="c", encode=str, decode=Command)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+COUNT = vbus.Service("count", int, Detection)
+
+
+def on_text(text: str) -> Detection:
+    return Detection(text, 1)
+
+
+def wrong_reply(number: int) -> str:
+    return str(number)
+
+
+async def services(node: vbus.Node) -> None:
+    node.call(COUNT, "text")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    node.call_stream(COUNT, "text")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await node.call_async(COUNT, "text")  # type: ignore[misc]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    node.serve(COUNT, on_text)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    node.serve(COUNT, wrong_reply)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    node.serve("count", on_text, request=int)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    reply: str = node.call(COUNT, 1)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    COUNT.name = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    del reply

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 FREE_COMMANDS = {"bench": "measure this machine", "demo": "see vbus at work"}
 
 # Commands that the documentation promises and a later version brings.
-LATER_COMMANDS = ("call", "top", "doctor", "record", "play")
+LATER_COMMANDS = ("top", "doctor", "record", "play")
 
 
 def _run(arguments: list[str]) -> int:
@@ -141,6 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     pub.add_argument(
         "--wait", type=_seconds, default=1.0, metavar="S", help="wait so long for a subscriber (default 1.0)"
     )
+
+    call = command("call", "call a service and show the reply")
+    call.add_argument("service", metavar="SERVICE")
+    call.add_argument("value", metavar="VALUE", help="JSON, else a str; - reads a VALUE from each line")
+    call.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="wait so long for the reply, then exit with status 1"
+    )
+    call.add_argument("--full", action="store_true", help="show all of long values and arrays")
 
     shm = command("shm", "look at the directories where neighbours meet")
     shm.add_argument(

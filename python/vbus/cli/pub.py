@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-__all__ = ["run"]
+__all__ = ["run", "value_of"]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,15 +47,15 @@ CATCH_UP_SECONDS = 1.0
 
 def _values(options: argparse.Namespace) -> Iterable[Any]:
     if options.value == "-":
-        values: Iterable[Any] = (_value(line.rstrip("\r\n")) for line in sys.stdin)
+        values: Iterable[Any] = (value_of(line.rstrip("\r\n")) for line in sys.stdin)
         return values if options.count is None else itertools.islice(values, options.count)
-    value: Any = _read(options.file) if options.file is not None else _value(options.value)
+    value: Any = _read(options.file) if options.file is not None else value_of(options.value)
     if options.count is not None:
         return itertools.repeat(value, options.count)
     return itertools.repeat(value) if options.rate is not None else (value,)
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     """JSON if it is, else the text itself."""
     try:
         return json.loads(text)

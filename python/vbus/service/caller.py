@@ -1,0 +1,289 @@
+"""Calling: one value and its reply, or a stream of replies. The twins for asyncio are in `tasks`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from _thread import allocate_lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vbus.errors import Closed, DecodeError, Error, NoServer, RemoteError, Timeout, TransportError, quote
+
+from . import wire
+from .exchange import acquire
+from .wire import WINDOW, Message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from types import TracebackType
+    from typing import NoReturn, Self
+
+    from vbus.node import Node
+
+    from .contract import Contract
+    from .exchange import Exchange, Pending, Remote
+    from .wire import Outgoing
+
+__all__ = ["CallStream", "call", "deadline_in", "result"]
+
+R = TypeVar("R")
+
+
+def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | None) -> Any:
+    """What `Node.call` does."""
+    deadline = deadline_in(timeout)
+    encoded = contract.request.encoder(value)
+    pending = exchange.begin(contract, is_stream=False)
+    try:
+        exchange.send(pending, wire.message(wire.CALL, pending.number, 0, encoded), deadline)
+        del encoded
+        if exchange.wait(pending, deadline):
+            return result(contract, pending)
+    except BaseException:
+        exchange.leave(pending)
+        raise
+    exchange.leave(pending, timed_out=True)
+    raise pending.timeout_error(f"{timeout:g} s are over; it may still run")
+
+
+class CallStream(Generic[R]):
+    """The replies of one call, as they come; made by `node.call_stream`.
+
+    Iterate with `for` or `async for`, or step with `next` or `anext`. Leaving a loop, or `with`, before the
+    end stops the generator at the server, as does `close()`, and as does forgetting it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_consumed",
+        "_contract",
+        "_granted",
+        "_node",
+        "exchange",
+        "outgoing",
+        "pending",
+        "timeout",
+        "turn",
+    )
+
+    def __init__(
+        self, node: Node, exchange: Exchange, contract: Contract, value: Any, timeout: float | None
+    ) -> None:
+        deadline = deadline_in(timeout)
+        encoded = contract.request.encoder(value)
+        self._node = node
+        self.exchange = exchange
+        self._contract = contract
+        self.timeout = timeout
+        self._consumed = 0
+        self._granted = WINDOW
+        self.turn = allocate_lock()
+        self.pending: Pending | None = exchange.begin(contract, is_stream=True)
+        self.outgoing: Outgoing | None = wire.message(wire.STREAM, self.pending.number, WINDOW, encoded)
+        # In a loop, what has to wait waits until the first step: no loop stands still for us.
+        self._begin(deadline, may_wait=not _is_in_loop())
+
+    def _begin(self, deadline: float | None, *, may_wait: bool) -> None:
+        if self.pending is None or self.outgoing is None:
+            return
+        try:
+            if self.exchange.try_send(self.pending, self.outgoing):
+                self.outgoing = None
+            elif may_wait:
+                self.exchange.send(self.pending, self.outgoing, deadline)
+                self.outgoing = None
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> R:
+        self.open_call()
+        deadline = deadline_in(self.timeout)
+        if not acquire(self.turn, deadline):
+            raise self.timeout_error()
+        try:
+            self._begin(deadline, may_wait=True)
+            pending = self.open_call()
+            if not self.exchange.wait(pending, deadline):
+                raise self.timeout_error()
+            return self.take(pending, StopIteration)
+        finally:
+            self.turn.release()
+
+    async def __anext__(self) -> R:
+        from .tasks import step
+
+        return await step(self)
+
+    def open_call(self) -> Pending:
+        """What it waits for. Closed if it was left, ForkError in a child."""
+        _ = self.exchange.core.closed
+        if self.pending is None:
+            raise Closed(f"the stream of {quote(self._contract.name)} was left; call again")
+        return self.pending
+
+    def take(self, pending: Pending, over: type[StopIteration | StopAsyncIteration]) -> R:
+        """The next item, which is there."""
+        with self.exchange.lock:
+            message = pending.items.popleft() if pending.items else None
+        if message is None:
+            end = pending.end
+            if isinstance(end, Message) and end.kind == wire.END:
+                raise over
+            _fail(self._contract, pending.remote, end)
+        self._consumed += 1
+        if self._granted - self._consumed <= WINDOW // 2 and not pending.is_over:
+            self._granted = self._consumed + WINDOW
+            self.exchange.control(pending, wire.CREDIT, self._granted)
+        item: R = self._contract.decode_reply(message)
+        return item
+
+    def timeout_error(self) -> Timeout:
+        """For an item that did not come in time."""
+        error = Timeout(
+            f"no item of the stream of {quote(self._contract.name)} in {self.timeout} s; it goes on"
+        )
+        error.topic = self._contract.name
+        return error
+
+    def close(self) -> None:
+        """Leave it: the generator at the server is closed. Closing twice is fine."""
+        pending, self.pending, self.outgoing = self.pending, None, None
+        if pending is not None and self.exchange.pid == os.getpid():
+            self.exchange.leave(pending)
+
+    async def close_async(self) -> None:
+        """`close` for asyncio; it does not wait."""
+        self.close()
+
+    def __iter__(self) -> Iterator[R]:
+        return _Loop(self)
+
+    def __aiter__(self) -> AsyncIterator[R]:
+        return _Loop(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vbus.CallStream of {self._contract.name!r}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a CallStream cannot be pickled; open a node in the worker")
+
+    def forget(self) -> None:
+        """Leave it, from wherever the garbage collector happens to run: takes no lock."""
+        pending: Pending | None = getattr(self, "pending", None)
+        if pending is not None and not pending.is_over and self.exchange.pid == os.getpid():
+            self.pending = self.outgoing = None
+            self.exchange.left.append(pending)
+            self.exchange.ring()
+
+    def __del__(self) -> None:
+        self.forget()
+
+
+class _Loop(Generic[R]):
+    """One `for` over a stream: it is gone when the loop is left."""
+
+    __slots__ = ("_is_over", "_stream")
+
+    def __init__(self, stream: CallStream[R]) -> None:
+        self._stream = stream
+        self._is_over = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R:
+        return next(self._stream)
+
+    async def __anext__(self) -> R:
+        return await anext(self._stream)
+
+    def __del__(self) -> None:
+        self._stream.forget()
+
+
+def _is_in_loop() -> bool:
+    loops = sys.modules.get("asyncio")
+    return loops is not None and loops._get_running_loop() is not None
+
+
+# ---- what came ----------------------------------------------------------------------------------
+
+
+def result(contract: Contract, pending: Pending) -> Any:
+    """The reply, or whatever the end of the call is."""
+    end = pending.end
+    if isinstance(end, Message) and end.kind == wire.VALUE:
+        pending.end = None
+        return contract.decode_reply(end)
+    return _fail(contract, pending.remote, end)
+
+
+def _fail(contract: Contract, remote: Remote, end: Message | Error | None) -> NoReturn:
+    """Raise what kept the call from a reply."""
+    if isinstance(end, Error):
+        raise end
+    error: Error
+    said: Any = None
+    if end is not None:
+        try:
+            said = wire.read_plain(end)
+        except DecodeError:
+            said = None
+    if end is not None and end.kind == wire.REFUSED:
+        error = NoServer(f"{said}, so the call did not run; call another server")
+    elif end is not None and end.kind == wire.ERROR:
+        error = _remote_error(remote, said)
+    else:
+        why = said if isinstance(said, str) else "its reply makes no sense"
+        error = TransportError(f"no reply from the server of {remote}: {why}; the call may have run")
+    error.topic = contract.name
+    raise error
+
+
+def _remote_error(remote: Remote, said: Any) -> RemoteError:
+    from vbus.records import Peer
+
+    kind, message, trace = (_text(said, name) for name in ("type", "message", "traceback"))
+    error = RemoteError(
+        f"{kind}: {message}, in the server of {remote}" if message else f"{kind} in the server of {remote}"
+    )
+    error.type, error.message, error.traceback = kind, message, trace
+    error.server = Peer(*remote.peer)
+    return error
+
+
+def _text(said: Any, name: str) -> str:
+    try:
+        return str(said[name])
+    except (TypeError, KeyError, IndexError):
+        return ""
+
+
+def deadline_in(timeout: float | None) -> float | None:
+    """The end of the wait on the monotonic clock. ValueError for a negative timeout."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout is {timeout}; give seconds from 0 on, or None to wait for ever")
+    return time.monotonic() + timeout

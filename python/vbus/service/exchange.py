@@ -1,0 +1,863 @@
+"""All calls of a node: who serves, who waits for what, and who went away.
+
+One lock, `Exchange.lock`, guards all tables. It is held for moments: never while waiting, and never while
+code of users runs. Replies are taken from the bus only with it, so they are seen in their order, and when a
+server is gone, all that it had sent is seen first.
+
+Of the threads that wait for replies one *leads*: it sleeps at the bus and hands out what comes. When it has
+what it waited for, it passes the lead on. A loop of asyncio that has calls under way looks by itself when
+there is something to take.
+
+One thread per node, the *keeper*, learns who came and who went, and does what must not make anybody else
+wait: cancels, credit for streams, replies for callers that are slow to take them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import time
+from _thread import LockType, RLock, allocate_lock, get_ident, start_new_thread
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from vbus._vbus import Publisher as CorePublisher
+from vbus._vbus import Subscriber as CoreSubscriber
+from vbus.errors import Closed, Error, Full, NoServer, SharedMemoryError, Timeout, TransportError, quote
+
+from . import wire
+from .wire import CONTROL, REPLY, SERVE, Message, as_it_is
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from vbus._vbus import Node as CoreNode
+    from vbus._vbus import PeerTuple
+
+    from .contract import Contract
+    from .serving import Served, Serving
+    from .wire import Announced, Outgoing
+
+
+__all__ = ["Exchange", "LoopWaiter", "Mailbox", "Pending", "Remote", "acquire", "remaining"]
+
+DEPTH = 1024
+"""Messages that may wait at one receiver; more wait at their sender."""
+RETRY_SECONDS = 0.005
+LONGEST_RETRY_SECONDS = 0.05
+RECHECK_SECONDS = 0.05
+KEEPER_SECONDS = 2.0
+TAKEN_AT_ONCE = 256
+EARLY_CANCELS = 1024
+"""Cancels per caller that may be there before their calls."""
+
+
+class Exchange:
+    """The calls of one node, made when it first serves or calls."""
+
+    def __init__(self, core: CoreNode) -> None:
+        self.core = core
+        self.pid = os.getpid()
+        # Of a coroutine that the garbage collector ends, the end may run while its thread holds the lock.
+        self.lock = RLock()
+        self.closed = False
+        self._calls_are_over = False
+        # What this node calls.
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Pending] = {}
+        self._remotes: dict[str, Remote] = {}
+        self._by_name: dict[str, list[Remote]] = {}
+        self._controls: dict[str, Mailbox] = {}
+        # Who waits for replies.
+        self._leader: ThreadWaiter | None = None
+        self._leader_sleeps = False
+        self._is_nudged = False
+        self._followers: dict[ThreadWaiter, None] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}
+        # What this node serves.
+        self.servings: dict[str, Serving] = {}
+        self.running: dict[tuple[str, int], Served] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._callers: dict[str, str] = {}
+        self._early: dict[str, dict[int, None]] = {}
+        self.own_loop: Any = None
+        # What the keeper has to do. Anybody may append, at any moment: also the garbage collector.
+        self.left: deque[Pending] = deque()
+        self._disposed: deque[CorePublisher[Any]] = deque()
+        self._slow: dict[Mailbox, None] = {}
+        self._opening = allocate_lock()
+        self._replies = self._subscriber(REPLY)
+        self._control = self._subscriber(CONTROL)
+        self._watch = core.watch(endpoints=True)
+        self._missed = 0
+        with self.lock:
+            self._learn_all()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._kept = allocate_lock()
+        self._kept.acquire()
+        self._keeper = start_new_thread(self._keep, ())
+
+    # ---- who serves -----------------------------------------------------------------------------
+
+    def begin(self, contract: Contract, is_stream: bool) -> Pending:
+        """A call of the server that has least to do. NoServer if there is none, or none that fits."""
+        with self.lock:
+            if self._calls_are_over:
+                raise self.closed_error()
+            self._hear()
+            remotes = self._by_name.get(contract.name)
+            if not remotes:
+                self._learn_all()
+                remotes = self._by_name.get(contract.name, [])
+            best, misfit = None, None
+            for remote in remotes:
+                if remote.leaving is not None:
+                    continue
+                if (found := contract.misfit(remote.announced)) is not None:
+                    misfit = found, remote
+                elif best is None or remote.burden() < best.burden():
+                    best = remote
+            if best is None:
+                raise self._nobody(contract.name, misfit)
+            if len(remotes) > 1:
+                # Among equals, whoever was not asked for longest.
+                remotes.remove(best)
+                remotes.append(best)
+            best.under_way += 1
+            pending = Pending(self, next(self._numbers), best, is_stream)
+            self._pending[pending.number] = pending
+            return pending
+
+    def _nobody(self, name: str, misfit: tuple[tuple[str, str, str, str], Remote] | None) -> NoServer:
+        if misfit is None:
+            error = NoServer(
+                f"nobody serves {quote(name)} in the domain {quote(self.core.domain)}, so the call did not "
+                "run; start its server, or look at `node.services()`"
+            )
+        else:
+            (part, field, offered, asked), remote = misfit
+            place = "" if field == "type" else f" in field {quote(field)}"
+            mine, its = (offered, asked) if part == "request" else (asked, offered)
+            error = NoServer(
+                f"{quote(name)} of node {quote(remote.peer[1])} has another type of {part}, {its}{place}, "
+                f"than the caller, {mine}, so the call did not run; compare the types of both sides"
+            )
+            error.field = field
+        error.topic = name
+        return error
+
+    def _learn_all(self) -> None:
+        # With the lock held: whoever goes after this look is heard of after it.
+        for id, topic, peer, shape in self.core.subscriber_tuples(SERVE):
+            self._learn(id, topic, peer, shape)
+
+    def _learn(self, id: str, topic: str, peer: PeerTuple, shape: str) -> None:
+        if id in self._remotes or not topic.startswith(SERVE):
+            return
+        announced = wire.read_announced(shape)
+        if announced is None:
+            return
+        remote = Remote(id, topic, peer, announced)
+        self._remotes[id] = remote
+        self._by_name.setdefault(announced.name, []).append(remote)
+
+    def _hear(self) -> None:
+        """Who came, who went. With the lock held; Closed if the node is."""
+        heard = False
+        while (event := self._next_event()) is not None:
+            heard = True
+            match event:
+                case ("subscriber_added", id, topic, peer, shape):
+                    self._learn(id, topic, peer, shape)
+                case ("subscriber_removed", id, _, _):
+                    self._forget(id)
+                case ("peer_left", peer, _, _):
+                    self._forget_node(peer[0])
+                case _:
+                    pass
+        if heard and self._watch.missed != self._missed:
+            self._missed = self._watch.missed
+            self._compare_all()
+
+    def _compare_all(self) -> None:
+        """More happened than could wait for us: look at what is there instead."""
+        there = {id for id, *_ in self.core.subscriber_tuples(SERVE)}
+        for id in [id for id in self._remotes if id not in there]:
+            self._forget(id)
+        self._learn_all()
+        nodes = {self.core.id, *(peer[0] for peer in self.core.peer_tuples())}
+        callers = {node for node, _ in self.running}
+        for node in {*self._controls, *self._mailboxes, *callers} - nodes:
+            self._forget_node(node)
+
+    def _next_event(self) -> tuple[Any, ...] | None:
+        try:
+            return self._watch.receive_tuple_nowait()
+        except Closed:
+            raise self.closed_error() from None
+
+    def _forget(self, id: str) -> None:
+        if id not in self._remotes:
+            return
+        # What it sent before it went was accepted, and counts.
+        self._take_all()
+        remote = self._remotes.pop(id)
+        same = self._by_name[remote.announced.name]
+        same.remove(remote)
+        if not same:
+            del self._by_name[remote.announced.name]
+        answered = remote.leaving or frozenset()
+        for pending in list(self._pending.values()):
+            if pending.remote is remote and pending.number not in answered:
+                self._finish(pending, remote.gone_error(pending.is_sent))
+        remote.is_gone = True
+        self._dispose(remote.publisher)
+
+    def _forget_node(self, id: str) -> None:
+        self._take_all()
+        for remote in [it for it in self._remotes.values() if it.peer[0] == id]:
+            remote.leaving = None
+            self._forget(remote.id)
+        # Servers that had left before, and had still something to answer.
+        for pending in list(self._pending.values()):
+            if pending.remote.peer[0] == id:
+                self._finish(pending, pending.remote.gone_error(pending.is_sent))
+        for boxes in (self._controls, self._mailboxes):
+            if (box := boxes.pop(id, None)) is not None:
+                box.is_over = True
+                self._slow.pop(box, None)
+                self._dispose(box.publisher)
+        self._early.pop(id, None)
+        for publisher in [its for its, node in self._callers.items() if node == id]:
+            del self._callers[publisher]
+        for served in [it for (node, _), it in self.running.items() if node == id]:
+            served.cancel()
+
+    def _dispose(self, publisher: CorePublisher[Any] | None) -> None:
+        """Closing tells neighbours, which need not wait for us here."""
+        if publisher is not None:
+            self._disposed.append(publisher)
+            self.ring()
+
+    # ---- what is under way ----------------------------------------------------------------------
+
+    def send(self, pending: Pending, outgoing: Outgoing, deadline: float | None) -> None:
+        """Hand a request to its server. Timeout if it takes none until the deadline."""
+        publisher = self.door(pending.remote, deadline)
+        while not pending.remote.is_linked:
+            if pending.is_over:
+                return None
+            left = remaining(deadline)
+            slice_ = RECHECK_SECONDS if left is None else min(left, RECHECK_SECONDS)
+            try:
+                pending.remote.is_linked = publisher.wait_for_subscribers(1, slice_)
+            except Closed:
+                return self._sent_to_nobody(pending)
+            if not pending.remote.is_linked and left is not None and left <= 0:
+                raise pending.timeout_error("it does not answer")
+        pending.is_sent = True
+        try:
+            publisher.publish_encoded(*outgoing, remaining(deadline))
+        except Closed:
+            self._sent_to_nobody(pending)
+        except Timeout as error:
+            pending.is_sent = False
+            raise pending.timeout_error(str(error)) from None
+        except BaseException:
+            # Also Ctrl-C while it waited: nobody got it.
+            pending.is_sent = False
+            raise
+        return None
+
+    def try_send(self, pending: Pending, outgoing: Outgoing) -> bool:
+        """The same without waiting; False if it has to wait, for room or to open a way."""
+        remote = pending.remote
+        publisher = remote.publisher
+        if publisher is None:
+            return False
+        if not remote.is_linked:
+            try:
+                remote.is_linked = publisher.subscribers > 0
+            except Closed:
+                remote.is_linked = False
+        if not remote.is_linked:
+            return pending.is_over
+        pending.is_sent = True
+        try:
+            publisher.publish_encoded(*outgoing, 0)
+        except Timeout:
+            pending.is_sent = False
+            return False
+        except Closed:
+            self._sent_to_nobody(pending)
+        except BaseException:
+            pending.is_sent = False
+            raise
+        return True
+
+    def _sent_to_nobody(self, pending: Pending) -> None:
+        """The way to the server was closed, by us: it is gone, or we are."""
+        pending.is_sent = False
+        with self.lock:
+            self._finish(pending, self.closed_error() if self.closed else pending.remote.gone_error(False))
+
+    def door(self, remote: Remote, deadline: float | None) -> CorePublisher[Any]:
+        """The way to a server, opened when it is first called."""
+        if remote.publisher is not None:
+            return remote.publisher
+        if not acquire(remote.opening, deadline):
+            raise Timeout(f"{remote} could not be reached in time; call again")
+        try:
+            if remote.publisher is None:
+                publisher = self._publisher(remote.topic, on_full="block")
+                with self.lock:
+                    remote.publisher = publisher
+                    if remote.is_gone:
+                        self._dispose(publisher)
+            return remote.publisher
+        finally:
+            remote.opening.release()
+
+    def leave(self, pending: Pending, *, timed_out: bool = False) -> None:
+        """Nobody waits for it any more: the server may stop. May be called twice; never waits."""
+        with self.lock:
+            if self._pending.pop(pending.number, None) is None:
+                return
+            pending.remote.under_way -= 1
+            pending.remote.timeouts += timed_out
+            pending.is_over = True
+            if not pending.is_sent:
+                return
+        self.control(pending, wire.CANCEL, 0)
+
+    def control(self, pending: Pending, kind: int, count: int) -> None:
+        """A word to the server about a call, now or when it can be said; never waits."""
+        remote = pending.remote
+        node = remote.peer[0]
+        with self.lock:
+            if self.closed or (remote.is_gone and remote.leaving is None):
+                return
+            box = self._controls.get(node)
+            if box is None:
+                # Opening may take its time; the keeper has it.
+                box = self._controls[node] = Mailbox(CONTROL + node)
+        self.post(box, wire.plain(kind, pending.number, count, None))
+
+    def post(self, box: Mailbox, outgoing: Outgoing) -> None:
+        """A message to a node, which may be slow to take it. TooLarge if it is more than may be sent."""
+        if not box.deliver(outgoing):
+            self._slow[box] = None
+            self.ring()
+
+    # ---- what comes -----------------------------------------------------------------------------
+
+    def wait(self, pending: Pending, deadline: float | None) -> bool:
+        """Until there is something for it; False at the deadline. One thread per call."""
+        waiter = ThreadWaiter()
+        with self.lock:
+            if pending.has_news():
+                return True
+            pending.waiter = waiter
+            if self._leader is None:
+                self._leader, self._leader_sleeps = waiter, True
+            else:
+                self._followers[waiter] = None
+        try:
+            while True:
+                if self._leader is waiter:
+                    self._replies.wait(remaining(deadline))
+                else:
+                    acquire(waiter.bell, deadline)
+                with self.lock:
+                    waiter.is_rung = False
+                    if self._leader is waiter:
+                        self._wake_up()
+                        self._take_some()
+                    if pending.has_news():
+                        return True
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return False
+                    if self._leader is waiter:
+                        self._leader_sleeps = True
+        except Closed:
+            self.fail_all()
+            return True
+        finally:
+            with self.lock:
+                pending.waiter = None
+                self._followers.pop(waiter, None)
+                if self._leader is waiter:
+                    self._wake_up()
+                    self._pass_on_lead()
+
+    def _wake_up(self) -> None:
+        self._leader_sleeps = False
+        if self._is_nudged:
+            self._is_nudged = False
+            self._replies.forget_nudge()
+
+    def _pass_on_lead(self) -> None:
+        self._leader = next(iter(self._followers), None)
+        self._leader_sleeps = self._leader is not None
+        if self._leader is not None:
+            del self._followers[self._leader]
+            self._leader.ring()
+
+    def join_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop of this thread has a call under way."""
+        with self.lock:
+            count = self._loops.get(loop, 0)
+            self._loops[loop] = count + 1
+        if count == 0:
+            loop.add_reader(self._replies.fileno(), self._look)
+
+    def part_from_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop of this thread has one less."""
+        with self.lock:
+            count = self._loops[loop] = self._loops[loop] - 1
+            if count == 0:
+                del self._loops[loop]
+        if count == 0:
+            with suppress(RuntimeError):  # the loop is closed, and so is this
+                loop.remove_reader(self._replies.fileno())
+
+    def _look(self) -> None:
+        """Called by a loop when something came."""
+        try:
+            with self.lock:
+                self._take_some()
+        except Closed:
+            self.fail_all()
+
+    def take(self) -> None:
+        """Look once, without waiting, for what came."""
+        with self.lock:
+            self._take_some()
+
+    def _take_some(self) -> None:
+        for _ in range(TAKEN_AT_ONCE):
+            sample = self._replies.receive_nowait()
+            if sample is None:
+                return
+            self._hand_out(sample.value)
+
+    def _take_all(self) -> None:
+        with suppress(Closed):  # whoever closed it fails what is left
+            while (sample := self._replies.receive_nowait()) is not None:
+                self._hand_out(sample.value)
+
+    def _hand_out(self, message: Message | None) -> None:
+        if message is None:
+            return None
+        if message.kind == wire.LEAVING:
+            return self._remember_leaving(message)
+        pending = self._pending.get(message.call)
+        if pending is None:
+            return None
+        pending.remote.timeouts = 0
+        if message.kind == wire.ITEM:
+            if pending.is_stream:
+                pending.items.append(message)
+                self._wake(pending)
+        else:
+            self._finish(pending, message)
+        return None
+
+    def _remember_leaving(self, message: Message) -> None:
+        try:
+            said = wire.read_plain(message)
+            remote = self._remotes.get(said["server"])
+            calls = frozenset(said["calls"])
+        except (Error, TypeError, KeyError):
+            return
+        if remote is not None:
+            remote.leaving = calls
+
+    def _finish(self, pending: Pending, end: Message | Error) -> None:
+        if self._pending.pop(pending.number, None) is None:
+            return
+        pending.remote.under_way -= 1
+        pending.is_over = True
+        pending.end = end
+        self._wake(pending)
+
+    def _wake(self, pending: Pending) -> None:
+        waiter = pending.waiter
+        if waiter is None:
+            return
+        if waiter is not self._leader:
+            waiter.ring()
+        elif self._leader_sleeps and not self._is_nudged:
+            self._is_nudged = True
+            self._replies.nudge()
+
+    def fail_all(self) -> None:
+        """The node is closed: whoever waits gets Closed."""
+        with self.lock:
+            self.closed = True
+            self._end_calls()
+
+    def _end_calls(self) -> None:
+        self._calls_are_over = True
+        for pending in list(self._pending.values()):
+            self._finish(pending, self.closed_error())
+
+    def closed_error(self) -> Closed:
+        """For calls of a node that is closed."""
+        return Closed(f"the node {quote(self.core.name)} is closed; open a new one")
+
+    # ---- whom this node answers -----------------------------------------------------------------
+
+    def caller_of(self, sample: Any) -> str:
+        """The node that a request or a word about one came from."""
+        publisher: str = sample.publisher
+        node = self._callers.get(publisher)
+        if node is None:
+            node = sample.source.id
+            with self.lock:
+                self._callers[publisher] = node
+        return node
+
+    def mailbox_if_open(self, node: str) -> Mailbox | None:
+        """The way back to a caller, if it was opened before."""
+        return self._mailboxes.get(node)
+
+    def mailbox(self, node: str) -> Mailbox:
+        """The way back to a caller, opened when it first calls."""
+        box = self._mailboxes.get(node)
+        if box is None:
+            with self._opening:
+                box = self._mailboxes.get(node)
+                if box is None:
+                    box = Mailbox(REPLY + node)
+                    box.publisher = self._publisher(box.topic, on_full="error")
+                    with self.lock:
+                        self._mailboxes[node] = box
+                        self._hear()
+                        known = {self.core.id, *(peer[0] for peer in self.core.peer_tuples())}
+                        if node not in known:  # gone before this
+                            self._forget_node(node)
+        return box
+
+    def start_serving(self, served: Served) -> bool:
+        """Remember a call that begins; False if it was cancelled before. With the lock held."""
+        early = self._early.get(served.caller)
+        if early is not None and served.number in early:
+            del early[served.number]
+            return False
+        self.running[served.caller, served.number] = served
+        return True
+
+    def _obey(self, sample: Any) -> None:
+        """A word of a caller about a call."""
+        message: Message | None = sample.value
+        if message is None:
+            return
+        node = self.caller_of(sample)
+        with self.lock:
+            served = self.running.get((node, message.call))
+            if message.kind == wire.CREDIT and served is not None:
+                served.allow(message.amount)
+            elif message.kind == wire.CANCEL and served is not None:
+                served.cancel()
+            elif message.kind == wire.CANCEL:
+                early = self._early.setdefault(node, {})
+                early[message.call] = None
+                if len(early) > EARLY_CANCELS:
+                    del early[next(iter(early))]
+
+    # ---- the keeper -----------------------------------------------------------------------------
+
+    def ring(self) -> None:
+        """Have the keeper look; never waits, takes no lock."""
+        with suppress(BlockingIOError):  # it is full, so it rings
+            os.eventfd_write(self._bell, 1)
+
+    def _keep(self) -> None:
+        try:
+            poll = select.poll()
+            for fd in (self._watch.fileno(), self._control.fileno(), self._bell):
+                poll.register(fd, select.POLLIN)
+            patience = RETRY_SECONDS
+            while not self.closed:
+                poll.poll(patience * 1000 if self._slow else None)
+                patience = min(2 * patience, LONGEST_RETRY_SECONDS) if self._slow else RETRY_SECONDS
+                self._keep_once()
+        except Closed:
+            pass
+        finally:
+            self.fail_all()
+            if self.own_loop is not None:
+                self.own_loop.stop()
+            self._kept.release()
+
+    def _keep_once(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        with self.lock:
+            self._hear()
+        while (sample := self._control.receive_nowait()) is not None:
+            self._obey(sample)
+        while self.left:
+            self.leave(self.left.popleft())
+        while self._disposed:
+            self._disposed.popleft().close()
+        for box in list(self._slow):
+            # Out before the look: whoever puts it back while we look is not forgotten.
+            self._slow.pop(box, None)
+            if not (self._open(box) and box.deliver()):
+                self._slow[box] = None
+
+    def _open(self, box: Mailbox) -> bool:
+        if box.publisher is None:
+            try:
+                publisher = self._publisher(box.topic, on_full="error")
+            except SharedMemoryError:  # out of descriptors, or of memory: later
+                return False
+            with self.lock:
+                box.publisher = publisher
+                if box.is_over:
+                    self._dispose(publisher)
+        return True
+
+    # ---- its end --------------------------------------------------------------------------------
+
+    def close(self, linger: float) -> None:
+        """Calls of this node end with Closed; servers have `linger` seconds to answer what they began."""
+        deadline = time.monotonic() + linger
+        with self.lock:
+            self._end_calls()
+            servings = list(self.servings.values())
+        for serving in servings:
+            serving.stop_taking()
+        for serving in servings:
+            serving.finish(deadline)
+        while self._slow and time.monotonic() < deadline and not self.core.closed:
+            time.sleep(RETRY_SECONDS)
+        self.fail_all()
+        self.ring()
+        if self.own_loop is not None:
+            self.own_loop.stop()
+        if get_ident() != self._keeper and self._kept.acquire(timeout=KEEPER_SECONDS):
+            self._kept.release()
+        for endpoint in (self._replies, self._control, self._watch):
+            endpoint.close()
+
+    def __del__(self) -> None:
+        # Not at close(): whoever rings just then must not find another file under its number.
+        bell: int | None = getattr(self, "_bell", None)
+        if bell is not None:
+            os.close(bell)
+
+    def _subscriber(self, topic: str) -> CoreSubscriber[Message | None]:
+        return CoreSubscriber(
+            self.core, topic + self.core.id, shape="", raw=False, decoder=as_it_is, spin=None, qos={}
+        )
+
+    def _publisher(self, topic: str, on_full: str) -> CorePublisher[Any]:
+        qos = {"depth": DEPTH, "on_full": on_full}
+        return CorePublisher(self.core, topic, shape="", raw=False, encoder=_no_encoder, qos=qos)
+
+
+class Remote:
+    """A server, as its callers know it."""
+
+    __slots__ = (
+        "announced",
+        "id",
+        "is_gone",
+        "is_linked",
+        "leaving",
+        "opening",
+        "peer",
+        "publisher",
+        "timeouts",
+        "topic",
+        "turns",
+        "under_way",
+    )
+
+    def __init__(self, id: str, topic: str, peer: PeerTuple, announced: Announced) -> None:
+        self.id = id
+        self.topic = topic
+        self.peer = peer
+        self.announced = announced
+        self.publisher: CorePublisher[Any] | None = None
+        self.opening = allocate_lock()
+        self.is_linked = False
+        self.is_gone = False
+        self.leaving: frozenset[int] | None = None
+        """Once it is closing: the calls that it will still answer."""
+        self.under_way = 0
+        self.timeouts = 0
+        """Since it last answered."""
+        self.turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    def burden(self) -> tuple[int, int]:
+        """Whom to ask first: whoever answers, and has least to do for us."""
+        return self.timeouts, self.under_way
+
+    def gone_error(self, is_sent: bool) -> Error:
+        """Why a call of it ends."""
+        name = self.announced.name
+        error: Error
+        if is_sent:
+            error = TransportError(f"the server of {self} went away; the call may have run")
+        else:
+            error = NoServer(f"the server of {self} went away before the call was sent, so it did not run")
+        error.topic = name
+        return error
+
+    def __str__(self) -> str:
+        _, name, host, pid, *_ = self.peer
+        return f"{quote(self.announced.name)} (node {quote(name)}, pid {pid} on {host})"
+
+
+class Pending:
+    """A call that is under way. The exchange keeps it, and nothing else, while nobody waits for it."""
+
+    __slots__ = ("end", "exchange", "is_over", "is_sent", "is_stream", "items", "number", "remote", "waiter")
+
+    def __init__(self, exchange: Exchange, number: int, remote: Remote, is_stream: bool) -> None:
+        self.exchange = exchange
+        self.number = number
+        self.remote = remote
+        self.is_stream = is_stream
+        self.is_sent = False
+        self.is_over = False
+        self.items: deque[Message] = deque() if is_stream else _NO_ITEMS
+        self.end: Message | Error | None = None
+        self.waiter: ThreadWaiter | LoopWaiter | None = None
+
+    def has_news(self) -> bool:
+        """Whether there is something to take. With the lock held."""
+        return self.is_over or bool(self.items)
+
+    def timeout_error(self, why: str) -> Timeout:
+        """For a call that took too long."""
+        error = Timeout(f"no reply from the server of {self.remote} in time: {why}")
+        error.topic = self.remote.announced.name
+        return error
+
+
+_NO_ITEMS: deque[Message] = deque()
+
+
+class ThreadWaiter:
+    """A thread that waits for replies without leading."""
+
+    __slots__ = ("bell", "is_rung")
+
+    def __init__(self) -> None:
+        self.bell = allocate_lock()
+        self.bell.acquire()
+        self.is_rung = False
+
+    def ring(self) -> None:
+        """With the lock of the exchange held, as all here."""
+        if not self.is_rung:
+            self.is_rung = True
+            self.bell.release()
+
+
+class LoopWaiter:
+    """A task that waits for replies."""
+
+    __slots__ = ("_future", "_loop", "_thread")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+        self._loop = loop
+        self._future = future
+        self._thread = get_ident()
+
+    def ring(self) -> None:
+        """With the lock of the exchange held."""
+        if self._thread == get_ident():
+            self._set()
+        else:
+            with suppress(RuntimeError):  # the loop is closed, and with it the task
+                self._loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class Mailbox:
+    """A way to a node. What it cannot take at once waits here, in order."""
+
+    __slots__ = ("_lock", "_waiting", "is_over", "publisher", "topic")
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.publisher: CorePublisher[Any] | None = None
+        self.is_over = False
+        self._lock = RLock()
+        self._waiting: deque[Outgoing] = deque()
+
+    def deliver(self, outgoing: Outgoing | None = None) -> bool:
+        """Send what waits, and then this; False if something is left. TooLarge if this can never be sent."""
+        with self._lock:
+            while self._waiting and self._send_or_fail(self._waiting[0]):
+                self._waiting.popleft()
+            if outgoing is None or (not self._waiting and self._send(outgoing)):
+                return not self._waiting
+            # Whoever made it may go on to change it.
+            encoding, buffers, meta = outgoing
+            self._waiting.append((encoding, [bytes(buffer) for buffer in buffers], meta))
+            return False
+
+    def _send_or_fail(self, outgoing: Outgoing) -> bool:
+        try:
+            return self._send(outgoing)
+        except Error as error:
+            self._waiting[0] = wire.failure_instead_of(outgoing, error)
+            return self._send(self._waiting[0])
+
+    def _send(self, outgoing: Outgoing) -> bool:
+        publisher = self.publisher
+        if self.is_over:
+            return True
+        if publisher is None:
+            return False
+        try:
+            if publisher.subscribers == 0:
+                return False
+            publisher.publish_encoded(*outgoing, 0)
+        except (Full, SharedMemoryError):
+            return False
+        except Closed:
+            self.is_over = True
+        return True
+
+
+def remaining(deadline: float | None) -> float | None:
+    """Seconds until then, from 0 on; None for ever."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def acquire(lock: LockType, deadline: float | None) -> bool:
+    """Take a lock; False if it is not free until the deadline.
+
+    Python wakes whoever waits for a lock when Ctrl-C comes, but only if the kernel gave it to that thread. So
+    this one looks up after a while, and then after ever longer whiles.
+    """
+    nap = FIRST_NAP
+    while True:
+        left = remaining(deadline)
+        if lock.acquire(timeout=nap if left is None else min(left, nap)):
+            return True
+        if left is not None and left <= nap:
+            return False
+        nap = min(2 * nap, LONGEST_NAP)
+
+
+FIRST_NAP = 0.1
+LONGEST_NAP = 24 * 60 * 60.0
+
+
+def _no_encoder(value: Any) -> Any:
+    raise TypeError(f"what is sent here was encoded before, not {quote(value)}")
