@@ -215,7 +215,7 @@ fn topic_dict<'py>(py: Python<'py>, topic: &TopicEntry) -> PyResult<Bound<'py, P
     let dict = PyDict::new(py);
     dict.set_item("topic", &topic.topic)?;
     dict.set_item("shape", topic.publishers.first().map_or("", |its| its.shape.as_str()))?;
-    dict.set_item("encoding", topic.encoding)?;
+    dict.set_item("encoding", &topic.encoding)?;
     dict.set_item("publishers", points(&topic.publishers)?)?;
     dict.set_item("subscribers", points(&topic.subscribers)?)?;
     dict.set_item("rate", topic.rate)?;

@@ -96,9 +96,11 @@ class Atom(Kind):
         self.told = frozenset(accepted)
 
     def check(self, value: Any) -> None:
-        if type(value) in self.told or self.fits(value) or self.fits(plain_scalar(value)):
+        if type(value) in self.told or self.fits(value):
             return
-        raise Misfit(self.expected, value)
+        scalar = plain_scalar(value)
+        if scalar is None or not self.fits(scalar):
+            raise Misfit(self.expected, value)
 
     def build(self, plain: Any) -> Any:
         if self.fits(plain):

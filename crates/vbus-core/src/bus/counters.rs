@@ -4,10 +4,12 @@
 //! entry (two lines)  0 published  1 bytes  2 start of this second  3 published then  4 bytes then
 //!                    5 messages per second, milli   6 bytes per second   7 encoding + 1
 //!                    8 waits for room since, or 0   9, 10 for this subscriber
+//! behind them        names of codecs, 256 bytes each: length, then the text; encoding 3 + n is the n-th, from 1
 //! ```
 
 use std::sync::Arc;
 
+use super::meta::Encoding;
 use crate::base::atomics::{AtomicU64, Ordering};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
@@ -16,9 +18,12 @@ use crate::shm::layout::LINE;
 use crate::shm::segment::{Mapping, SegmentError, create_data};
 
 /// Bytes of a node's counters.
-pub const COUNTERS_BYTES: usize = 128 << 10;
+pub const COUNTERS_BYTES: usize = ENTRIES * ENTRY_BYTES + NAMES * NAME_BYTES;
 const ENTRY_BYTES: usize = 2 * LINE;
-const ENTRIES: usize = COUNTERS_BYTES / ENTRY_BYTES;
+const ENTRIES: usize = 1024;
+/// Names of codecs that a node can tell; further ones have no name for others.
+const NAMES: usize = 64;
+const NAME_BYTES: usize = 256;
 const WORDS: usize = 11;
 /// The counter of a publisher for which there was no room.
 pub const NO_COUNTER: u32 = u32::MAX;
@@ -31,6 +36,8 @@ pub struct Counters {
     /// To pass to neighbours.
     pub file: Arc<Descriptor>,
     free: Mutex<Vec<u32>>,
+    /// As far as they are written.
+    names: Mutex<Vec<String>>,
 }
 
 impl Counters {
@@ -39,7 +46,7 @@ impl Counters {
         let (mapping, file) = create_data("vbus-counters", COUNTERS_BYTES)?;
         let free = Mutex::new((0..ENTRIES as u32).rev().collect());
         let view = CounterView { mapping: Arc::new(mapping) };
-        Ok(Self { view, file: Arc::new(Descriptor::new(file)), free })
+        Ok(Self { view, file: Arc::new(Descriptor::new(file)), free, names: Mutex::default() })
     }
 
     /// A place for a publisher; [`NO_COUNTER`] when all are taken.
@@ -56,6 +63,23 @@ impl Counters {
         }
     }
 
+    /// The number that tells a sample's encoding: its own, and for a codec that of its name, which travels in
+    /// the sample's meta.
+    pub fn encoding_number(&self, encoding: &Encoding) -> u32 {
+        let Encoding::Named(name) = encoding else { return encoding.number() };
+        let mut names = self.names.lock();
+        let place = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            if names.len() < NAMES && !name.is_empty() && name.len() < NAME_BYTES {
+                self.view.write_name(names.len(), name);
+                names.push(name.clone());
+                names.len() - 1
+            } else {
+                usize::MAX
+            }
+        });
+        if place == usize::MAX { encoding.number() } else { encoding.number() + 1 + place as u32 }
+    }
+
     /// One more message of `bytes` at `now_ns`. The publisher's lock is held: there is one writer.
     #[inline]
     pub fn count(&self, index: u32, published: u64, bytes: u64, now_ns: u64, encoding: u32) {
@@ -66,7 +90,8 @@ impl Counters {
         // Relaxed: figures for people; a reader may see one of them a moment before the other.
         word(0).store(published, Ordering::Relaxed);
         word(1).store(bytes, Ordering::Relaxed);
-        word(7).store(u64::from(encoding) + 1, Ordering::Relaxed);
+        // Whoever sees the number of a name sees the name: pairs with the load in `CounterView::encoding`.
+        word(7).store(u64::from(encoding) + 1, Ordering::Release);
         let elapsed = now_ns.wrapping_sub(word(2).load(Ordering::Relaxed));
         if elapsed < WINDOW_NS {
             return;
@@ -126,11 +151,43 @@ impl CounterView {
         unsafe { &*self.mapping.as_ptr().add(index as usize * ENTRY_BYTES + word * 8).cast::<AtomicU64>() }
     }
 
-    /// The number of the last sample's encoding, if there was one: see `meta::Encoding::number`.
-    pub fn encoding(&self, index: u32) -> Option<u32> {
+    /// The encoding of the last sample, if there was one and its name is known.
+    pub fn encoding(&self, index: u32) -> Option<Encoding> {
         let said = (index as usize) < ENTRIES;
-        let word = said.then(|| self.word(index, 7).load(Ordering::Relaxed))?;
-        u32::try_from(word.checked_sub(1)?).ok()
+        let word = said.then(|| self.word(index, 7).load(Ordering::Acquire))?;
+        match word.checked_sub(1)? {
+            0 => Some(Encoding::Raw),
+            1 => Some(Encoding::Msgpack),
+            2 => Some(Encoding::Ndarray),
+            number => self.name(usize::try_from(number.checked_sub(4)?).ok()?).map(Encoding::Named),
+        }
+    }
+
+    fn name_word(&self, place: usize, word: usize) -> &AtomicU64 {
+        assert!(place < NAMES && word < NAME_BYTES / 8, "name out of range");
+        let offset = ENTRIES * ENTRY_BYTES + place * NAME_BYTES + word * 8;
+        // SAFETY: in the mapping, checked above and at its making; aligned; touched as atomics only.
+        unsafe { &*self.mapping.as_ptr().add(offset).cast::<AtomicU64>() }
+    }
+
+    fn write_name(&self, place: usize, name: &str) {
+        let mut bytes = [0; NAME_BYTES];
+        bytes[0] = name.len() as u8;
+        bytes[1..=name.len()].copy_from_slice(name.as_bytes());
+        for (word, part) in bytes.as_chunks().0.iter().enumerate() {
+            self.name_word(place, word).store(u64::from_le_bytes(*part), Ordering::Relaxed);
+        }
+    }
+
+    /// A neighbour writes what it likes: anything but a name is none.
+    fn name(&self, place: usize) -> Option<String> {
+        if place >= NAMES {
+            return None;
+        }
+        let words = (0..NAME_BYTES / 8).map(|word| self.name_word(place, word).load(Ordering::Relaxed));
+        let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        let name = String::from_utf8(bytes[1..=usize::from(bytes[0])].to_vec()).ok()?;
+        (!name.is_empty()).then_some(name)
     }
 
     /// For which subscriber the publisher waits, and since when by the host's monotonic clock.
@@ -167,4 +224,29 @@ fn halves(id: Id) -> (u64, u64) {
 
 fn whole(high: u64, low: u64) -> Id {
     Id::from_bytes((u128::from(high) << 64 | u128::from(low)).to_be_bytes())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_encoding_is_told_with_the_name_of_its_codec_as_far_as_there_is_room_for_names() {
+        let counters = Counters::new().expect("memory");
+        let index = counters.take();
+        assert_eq!(counters.view().encoding(index), None);
+        let tell = |encoding: &Encoding| {
+            let number = counters.encoding_number(encoding);
+            counters.count(index, 1, 1, 1, number);
+            counters.view().encoding(index)
+        };
+        for own in [Encoding::Raw, Encoding::Msgpack, Encoding::Ndarray] {
+            assert_eq!(tell(&own), Some(own));
+        }
+        let codecs: Vec<_> = (0..NAMES).map(|n| Encoding::Named(format!("{n}{}", "ü".repeat(126)))).collect();
+        for codec in codecs.iter().chain(&codecs) {
+            assert_eq!(tell(codec).as_ref(), Some(codec));
+        }
+        assert_eq!(tell(&Encoding::Named("one too many".into())), None);
+    }
 }

@@ -84,6 +84,11 @@ impl Meta {
         to.0
     }
 
+    /// The codec that users registered, if it was one.
+    pub fn named(number: u32, bytes: &[u8]) -> Option<Encoding> {
+        (number == 3).then(|| Reader::new(bytes).text(META_MAX).ok().map(Encoding::Named)).flatten()
+    }
+
     /// What a slot says, with the number of its encoding.
     pub fn decode(number: u32, bytes: &[u8]) -> Result<(Encoding, Self), Malformed> {
         let mut from = Reader::new(bytes);

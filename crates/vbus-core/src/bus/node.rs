@@ -326,7 +326,7 @@ pub struct TopicEntry {
     /// Those whose pattern matches.
     pub subscribers: Vec<TopicPoint>,
     /// How the last sample was encoded, as far as is known.
-    pub encoding: &'static str,
+    pub encoding: String,
     /// Samples per second.
     pub rate: f64,
     /// Payload bytes per second.
@@ -713,7 +713,7 @@ impl NodeCore {
                 topic: topic.to_owned(),
                 publishers: Vec::new(),
                 subscribers: Vec::new(),
-                encoding: "",
+                encoding: String::new(),
                 rate: 0.0,
                 bytes_per_second: 0.0,
                 mismatches: Vec::new(),
@@ -895,19 +895,14 @@ impl NodeCore {
 struct Counted {
     rate: f64,
     bytes_per_second: f64,
-    encoding: &'static str,
+    encoding: String,
 }
 
 impl Counted {
     fn read(view: Option<&CounterView>, counter: u32, now_ns: u64) -> Self {
         let Some(view) = view else { return Self::default() };
         let (rate, bytes_per_second) = view.rates(counter, now_ns);
-        let encoding = match view.encoding(counter) {
-            Some(0) => "raw",
-            Some(1) => "msgpack",
-            Some(2) => "ndarray",
-            _ => "",
-        };
+        let encoding = view.encoding(counter).map_or_else(String::new, |encoding| encoding.name().to_owned());
         Self { rate, bytes_per_second, encoding }
     }
 }

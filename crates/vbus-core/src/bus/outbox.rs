@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loan::Place;
+use super::meta::Meta;
 use super::out_link::{LinkKey, OutLink};
 use super::publisher::{Blocked, PublishError, PublisherCore, Why};
 use super::qos::OnFull;
@@ -317,7 +318,11 @@ impl Outbox {
             }
         }
         if let Some(counters) = &core.counters {
-            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns, filled.encoding);
+            let encoding = match Meta::named(filled.encoding, filled.meta) {
+                Some(codec) => counters.encoding_number(&codec),
+                None => filled.encoding,
+            };
+            counters.count(core.counter, self.sequence, self.bytes, filled.wall_ns, encoding);
         }
         sequence
     }
