@@ -13,10 +13,10 @@ pub(crate) struct Look {
 #[pymethods]
 impl Look {
     #[new]
-    fn new(py: Python<'_>, cls: Py<PyType>, attributes: Vec<(String, Vec<Py<PyType>>)>) -> Self {
+    fn new(py: Python<'_>, of: Py<PyType>, attributes: Vec<(String, Vec<Py<PyType>>)>) -> Self {
         // Attributes are found sooner by the very text that their class has.
         let interned = |(name, classes): (String, _)| (PyString::intern(py, &name).unbind(), classes);
-        Self { cls, attributes: attributes.into_iter().map(interned).collect() }
+        Self { cls: of, attributes: attributes.into_iter().map(interned).collect() }
     }
 
     /// Whether the value is of just this class, and has all attributes with values of just these classes.

@@ -316,10 +316,12 @@ class OneOf(Kind):
     def check(self, value: Any) -> None:
         if self.cls is not None:
             fits = isinstance(value, self.cls)
-        elif (member := self.members.get(_member(value))) is not None and isinstance(member, enum.Enum):
-            fits = value is member
         else:
-            fits = _member(value) in self.members
+            try:
+                member = self.members[_member(value)]
+            except (KeyError, TypeError):
+                raise Misfit(self.expected, value) from None
+            fits = value is member or not isinstance(member, enum.Enum)
         if not fits:
             raise Misfit(self.expected, value)
 
