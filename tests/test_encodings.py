@@ -1,5 +1,6 @@
 """Types and encodings as the documentation promises them, through a node."""
 
+import collections.abc
 import copy
 import dataclasses
 import datetime
@@ -587,3 +588,19 @@ def test_what_belongs_to_a_process_is_neither_pickled_nor_copied(node):
                 with pytest.raises(TypeError, match="open a node in the worker"):
                     attempt(one)
         loan.discard()
+
+
+def test_an_error_while_looking_for_words_hides_nothing(node):
+    class Sulky(collections.abc.Mapping):
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            raise ValueError("not now")
+
+        def __getitem__(self, key):
+            raise ValueError("not now")
+
+    for type_ in (None, Any):
+        with pytest.raises(vbus.EncodeError, match="'t'"):
+            over(node, type_, {"a": Sulky()})

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["altered", "culprit"]
 
 
-def culprit(value: Any, depth: int = 0) -> Misfit | None:
+def culprit(value: Any) -> Misfit | None:
     """The first place in a value that has no encoding, with what could stand there instead."""
+    try:
+        return _culprit(value, 0)
+    except Exception:  # of a property or a container of somebody's own: the first error tells more
+        return None
+
+
+def _culprit(value: Any, depth: int) -> Misfit | None:
     if depth > DEEPEST or isinstance(value, (bool, float, bytes, bytearray, type(None))):
         return None
     if isinstance(value, int):
@@ -28,7 +35,7 @@ def culprit(value: Any, depth: int = 0) -> Misfit | None:
     if is_array(value):
         return _refused_array(value)
     for step, part in _parts(value):
-        misfit = culprit(part, depth + 1)
+        misfit = _culprit(part, depth + 1)
         if misfit is not None:
             return misfit.within(step) if step else misfit
     if _is_known(value):

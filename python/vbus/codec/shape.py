@@ -464,17 +464,21 @@ class Record(Kind):
         """All fields are there: decide which of them are told by the classes of their values."""
         held = [field for field in self.fields if field.role is not Role.TAG]
         self._deep = [field for field in held if not field.kind.shallow]
-        if not self.is_dict:
-            # `Anything` is told by every class, and none means any.
-            told = [(field.attribute, [*field.kind.told]) for field in held if field.kind.shallow]
-            self._look = Look(self.cls, told)
+        # `Anything` is told by every class, and none means any.
+        told = [
+            (field.attribute, field.may_be_missing, [*field.kind.told])
+            for field in held
+            if field.kind.shallow
+        ]
+        self._look = Look(dict if self.is_dict else self.cls, told)
 
     def check(self, value: Any) -> None:
         if self._look is None or not self._look(value):
             self._check_each(value)
             return
         for field in self._deep:
-            item = getattr(value, field.attribute, MISSING)
+            name = field.attribute
+            item = value.get(name, MISSING) if self.is_dict else getattr(value, name, MISSING)
             if type(item) in field.kind.told:
                 continue
             try:
@@ -483,7 +487,7 @@ class Record(Kind):
                 if item is MISSING or _is_unset(type(item), field):
                     self._check_each(value)
                     return
-                raise misfit.within(field.attribute) from None
+                raise misfit.within(name) from None
 
     def clearly(self, values: Iterable[Any]) -> bool:
         return self._look is not None and not self._deep and all(map(self._look, values))
