@@ -121,7 +121,7 @@ class Channel(Generic[T]):
         raise AttributeError(f"a Channel is frozen: {name!r} cannot be set; make another Channel")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a Channel is frozen: {name!r} cannot be deleted")
+        raise AttributeError(f"a Channel is frozen: {name!r} cannot be deleted; make another Channel")
 
     def __reduce__(self) -> Rebuild:
         return _rebuild, (self.topic, self.type, self.qos)

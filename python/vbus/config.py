@@ -153,7 +153,7 @@ def _secret(given: object) -> bytes | None:
     if given is not None:
         if not isinstance(given, (str, bytes)):
             raise ConfigError(
-                f"secret must be str or bytes, not {type(given).__name__}; make one with `vbus keygen`"
+                f"secret is of type {type(given).__name__}; give str or bytes, best from `vbus keygen`"
             )
         return _checked_secret(given.encode() if isinstance(given, str) else given, "secret")
     text, path = os.environ.get("VBUS_SECRET"), os.environ.get("VBUS_SECRET_FILE")
@@ -202,7 +202,7 @@ def _checked_secret(secret: bytes, source: str) -> bytes:
 def _open(given: object) -> bool:
     if given is not None:
         if not isinstance(given, bool):
-            raise ConfigError(f"open must be True or False, not {quote(given)}")
+            raise ConfigError(f"open is {quote(given)}; give True or False")
         return given
     return _boolean(os.environ.get("VBUS_OPEN"), "VBUS_OPEN") or False
 
@@ -305,7 +305,7 @@ def _text(given: object, argument: str, variable: str) -> tuple[str | None, str]
     if given is None:
         return os.environ.get(variable), variable
     if not isinstance(given, str):
-        raise ConfigError(f"{argument} must be a str, not {quote(given)}")
+        raise ConfigError(f"{argument} is {quote(given)}; give a str")
     return given, argument
 
 

@@ -648,7 +648,7 @@ class Publisher(CorePublisher[T]):
         if "ndarray" not in self._codec.lends:
             raise ConfigError(
                 "a loan of ndarray is for the types None and numpy.ndarray, which "
-                f"{quote(self.topic)} has not; publish()"
+                f"{quote(self.topic)} has not; use publish()"
             )
 
 

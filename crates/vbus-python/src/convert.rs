@@ -30,10 +30,16 @@ pub(crate) fn shapes_agree(offered: &str, asked: &str) -> Option<(String, String
     shape::agree(offered, asked).err().map(|its| (its.field, its.offered, its.asked))
 }
 
+/// As many of a value are shown.
+const SHOWN_CHARS: usize = 80;
+
 /// A quality that cannot be.
 fn bad(name: &str, value: &Bound<'_, PyAny>, expected: &str) -> PyErr {
     let shown = value.repr().map_or_else(|_| "?".to_owned(), |text| text.to_string());
-    let shown: String = shown.chars().take(60).collect();
+    let shown = match shown.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &shown[..end]),
+        None => shown,
+    };
     let message = format!("{name} is {shown}; give {expected}");
     raise(value.py(), Kind::Config, &message, &Details { field: Some(name), ..Details::default() })
 }

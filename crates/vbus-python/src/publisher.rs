@@ -276,7 +276,7 @@ impl Publisher {
         if !self.raw {
             let topic = self.topic();
             let message = format!(
-                "a loan of bytes is for the types None and bytes, which {topic:?} has not; publish()"
+                "a loan of bytes is for the types None and bytes, which {topic:?} has not; use publish()"
             );
             return Err(raise(
                 py,
