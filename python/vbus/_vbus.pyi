@@ -134,40 +134,71 @@ class Publisher(Generic[T]):
         qos: Mapping[str, Any],
     ) -> Self: ...
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Hex, unique: the one in Sample, Endpoint, Link and Mismatch."""
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """What it publishes on."""
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether it, or its node, was closed."""
     @property
-    def subscribers(self) -> int: ...
-    def publish(self, value: T, *, headers: Mapping[str, str] | None = None) -> int: ...
+    def subscribers(self) -> int:
+        """How many subscribers are linked to it now."""
+    def publish(self, value: T, *, headers: Mapping[str, str] | None = None) -> int:
+        """Encode and send a value; the sample's `sequence`, which counts from 0.
+
+        All or nothing: when it raises, nobody got the sample and no sequence was used, so it may be tried
+        again. `headers` are texts of 4 KiB in all at most. Timeout after `block_timeout` seconds and
+        Full, both naming the subscriber without room; TooLarge beyond `max_size`, or of headers;
+        EncodeError for a value that is not of the type; Closed; SharedMemoryError where no memory is
+        left.
+        """
     def publish_encoded(
         self, encoding: str, buffers: Sequence[Buffer], meta: bytes, timeout: float | None
     ) -> int:
         """Publish what was encoded already; waits `timeout` seconds for room, whatever `block_timeout` is."""
     def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
-        """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`, leaving `with` publishes it.
+        """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
 
         The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
         `max_size`.
         """
     def raw_loan(self, nbytes: int, headers: Mapping[str, str] | None, encoding: str, meta: bytes) -> Loan:
         """A loan with an encoding of the caller's choice (what `loan` and `loan_array` are made of)."""
-    def wait_for_subscribers(self, n: int = 1, timeout: float | None = None) -> bool: ...
-    def flush(self, timeout: float | None = None) -> bool: ...
-    def stats_dict(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
+    def wait_for_subscribers(self, n: int = 1, timeout: float | None = None) -> bool:
+        """Wait until `n` subscribers are linked; whether they are.
+
+        `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
+        """
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything reliable is with every subscriber's node; whether it is.
+
+        `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
+        """
+    def stats_dict(self) -> dict[str, Any]:
+        """What `stats` is made of."""
+    def close(self) -> None:
+        """End it: its history goes, and what was accepted is still received. Closing twice is fine."""
 
 class Loan:
     """Memory borrowed from the bus. A context manager: leaving publishes, an exception discards."""
     @property
-    def buffer(self) -> memoryview: ...
+    def buffer(self) -> memoryview:
+        """The memory to fill: a writable memoryview. ValueError once it was published or discarded."""
     @property
-    def nbytes(self) -> int: ...
-    def truncate(self, n: int) -> None: ...
-    def publish(self) -> int: ...
-    def discard(self) -> None: ...
+    def nbytes(self) -> int:
+        """Bytes that will be published."""
+    def truncate(self, n: int) -> None:
+        """Publish only the first `n` bytes. ValueError for more than there are."""
+    def publish(self) -> int:
+        """Send it; the sample's `sequence`. Afterwards the buffer is gone.
+
+        May be tried again after Timeout or Full, which come as from `Publisher.publish`. ValueError if it
+        is over.
+        """
+    def discard(self) -> None:
+        """Give the memory back unpublished; nothing happens if it is over already."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -191,16 +222,31 @@ class Subscriber(Generic[T]):
         qos: Mapping[str, Any],
     ) -> Self: ...
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Hex, unique: the one in Endpoint, Link and Mismatch."""
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The topic or pattern that it subscribes to."""
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether it, or its node, was closed."""
     @property
-    def publishers(self) -> int: ...
-    def receive(self, timeout: float | None = None) -> Sample[T]: ...
-    def receive_nowait(self) -> Sample[T] | None: ...
-    def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Sample[T]]: ...
+    def publishers(self) -> int:
+        """How many publishers are linked to it now."""
+    def receive(self, timeout: float | None = None) -> Sample[T]:
+        """The next sample; waits for it, without the GIL.
+
+        `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
+        negative timeout. Never raises for a value that cannot be read: `Sample.value` does.
+        """
+    def receive_nowait(self) -> Sample[T] | None:
+        """The next sample if one waits, else None. Closed once it is closed."""
+    def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Sample[T]]:
+        """What waits, up to `max` samples (1 or more; None for all); waits for at least one.
+
+        `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
+        `max` below 1 or a negative timeout.
+        """
     def wait(self, timeout: float | None = None) -> None:
         """Until there may be a sample, or a nudge; takes nothing. For one thread at a time."""
     def nudge(self) -> None:
@@ -209,38 +255,66 @@ class Subscriber(Generic[T]):
         """Take back a nudge that ended no `wait`."""
     def __iter__(self) -> Iterator[Sample[T]]: ...
     def __next__(self) -> Sample[T]: ...
-    def fileno(self) -> int: ...
-    def wait_for_publishers(self, n: int = 1, timeout: float | None = None) -> bool: ...
-    def stats_dict(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
+    def fileno(self) -> int:
+        """A descriptor for select and loops, readable while a sample waits or the subscriber is closed.
+
+        Level-triggered; it may be readable with nothing there, but not again after `receive_nowait()`
+        returned None until something comes. Never read from it. It stays open until this object is
+        deleted.
+        """
+    def wait_for_publishers(self, n: int = 1, timeout: float | None = None) -> bool:
+        """Wait until `n` publishers are linked; whether they are.
+
+        `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
+        """
+    def stats_dict(self) -> dict[str, Any]:
+        """What `stats` is made of."""
+    def close(self) -> None:
+        """End it; closing twice is fine.
+
+        Who waits in it wakes with Closed; what waits is dropped and counted "closed".
+        """
 
 class Sample(Generic[T]):
     """One published message, as API.md describes it; made by a Subscriber only."""
     @property
-    def value(self) -> T: ...
+    def value(self) -> T:
+        """The payload as a value of the type, decoded on first use. DecodeError if it is none."""
     @property
-    def payload(self) -> memoryview: ...
+    def payload(self) -> memoryview:
+        """A read-only memoryview of the bytes as published."""
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The publisher's topic."""
     @property
-    def sequence(self) -> int: ...
+    def sequence(self) -> int:
+        """The publisher's count, from 0."""
     @property
-    def lost(self) -> int: ...
+    def lost(self) -> int:
+        """Samples of this publisher missing directly before this one."""
     @property
-    def publisher(self) -> str: ...
+    def publisher(self) -> str:
+        """The publisher's id."""
     @property
-    def timestamp_ns(self) -> int: ...
+    def timestamp_ns(self) -> int:
+        """The publisher's `time.time_ns()`."""
     @property
-    def source(self) -> Peer: ...
+    def source(self) -> Peer:
+        """The publisher's node, a Peer."""
     @property
-    def encoding(self) -> str: ...
+    def encoding(self) -> str:
+        """How it is written: "raw", "msgpack", "ndarray" or a codec's name."""
     @property
-    def headers(self) -> dict[str, str]: ...
+    def headers(self) -> dict[str, str]:
+        """The publisher's headers."""
     @property
-    def via(self) -> str: ...
-    def release(self) -> None: ...
+    def via(self) -> str:
+        """The path it came by: "shm"."""
+    def release(self) -> None:
+        """Gives the memory back, unless a view of it lives."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

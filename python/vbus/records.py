@@ -148,7 +148,7 @@ class PublisherStats:
     topic: str
     """What it publishes on."""
     published: int
-    """Samples."""
+    """Samples that were accepted."""
     bytes: int
     """Of their payloads."""
     dropped: Mapping[str, int]
@@ -236,7 +236,7 @@ class PeerJoined:
     """A peer is connected."""
 
     peer: Peer
-    """Who."""
+    """Who joined."""
     time_ns: int
     """When, as time.time_ns()."""
 
@@ -246,7 +246,7 @@ class PeerLeft:
     """A peer is no longer connected."""
 
     peer: Peer
-    """Who."""
+    """Who left."""
     reason: str
     """"bye"; "died" when that is proved, else "timeout"."""
     time_ns: int
@@ -262,7 +262,7 @@ class PeerRefused:
     address: str
     """Where it came from."""
     reason: str
-    """Why not."""
+    """Why it may not."""
     remedy: str
     """What would let it in."""
     time_ns: int
@@ -294,13 +294,13 @@ class PathChanged:
     """Samples take another way to a peer."""
 
     peer: Peer
-    """To whom."""
+    """To whom they go."""
     old: str
     """The way before."""
     new: str
     """The way now."""
     reason: str
-    """Why."""
+    """Why they go there."""
     time_ns: int
     """When, as time.time_ns()."""
 
@@ -322,7 +322,7 @@ class Finding:
     verdict: str
     """"used", "standby", "failed", "refused" or "off"."""
     reason: str
-    """Why."""
+    """Why it is so."""
     remedy: str
     """What to do about it; empty if nothing is wrong."""
 

@@ -65,7 +65,9 @@ class Watch:
         return None if happened is None else _record(happened)
 
     def receive_many(self, max: int | None = None, timeout: float | None = None) -> list[Event]:
-        """Waits for one event, then returns what waits, up to `max`. Timeout and Closed as for `receive`."""
+        """Waits for one event, `timeout` seconds at most, then returns what waits, up to `max`.
+
+        Timeout and Closed as for `receive`; ValueError for a `max` below 1."""
         if max is not None and max < 1:
             raise ValueError(f"max is {max}; give 1 or more, or None for all that wait")
         events = [self.receive(timeout)]

@@ -103,6 +103,7 @@ impl Loan {
 
 #[pymethods]
 impl Loan {
+    /// The memory to fill: a writable memoryview. ValueError once it was published or discarded.
     #[getter]
     fn buffer<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         if self.shared.lock().loan.is_none() {
@@ -114,11 +115,13 @@ impl Loan {
         Ok(view)
     }
 
+    /// Bytes that will be published.
     #[getter]
     fn nbytes(&self) -> usize {
         self.shared.lock().loan.as_ref().map_or(self.nbytes, bus::Loan::len)
     }
 
+    /// Publish only the first `n` bytes. ValueError for more than there are.
     fn truncate(&self, n: i64) -> PyResult<()> {
         let mut state = self.shared.lock();
         let loan = state.loan.as_mut().ok_or_else(Self::over)?;
@@ -133,6 +136,10 @@ impl Loan {
         Ok(())
     }
 
+    /// Send it; the sample's `sequence`. Afterwards the buffer is gone.
+    ///
+    /// May be tried again after Timeout or Full, which come as from `Publisher.publish`. ValueError if it
+    /// is over.
     fn publish(&self, py: Python<'_>) -> PyResult<u64> {
         // Taken out, so that the lock is not held while the publisher waits.
         let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
@@ -151,6 +158,7 @@ impl Loan {
         published
     }
 
+    /// Give the memory back unpublished; nothing happens if it is over already.
     fn discard(&self, py: Python<'_>) {
         let Some(loan) = self.shared.lock().loan.take() else { return };
         self.release_views(py);

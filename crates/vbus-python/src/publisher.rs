@@ -186,26 +186,37 @@ impl Publisher {
         Ok(Self { door, encoder, raw, _node: node.unbind() })
     }
 
+    /// Hex, unique: the one in Sample, Endpoint, Link and Mismatch.
     #[getter]
     fn id(&self) -> String {
         self.door.inner.id().to_string()
     }
 
+    /// What it publishes on.
     #[getter]
     fn topic(&self) -> &str {
         self.door.inner.topic()
     }
 
+    /// Whether it, or its node, was closed.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.door.get(py)?.is_closed())
     }
 
+    /// How many subscribers are linked to it now.
     #[getter]
     fn subscribers(&self, py: Python<'_>) -> PyResult<usize> {
         Ok(self.door.get(py)?.subscribers())
     }
 
+    /// Encode and send a value; the sample's `sequence`, which counts from 0.
+    ///
+    /// All or nothing: when it raises, nobody got the sample and no sequence was used, so it may be tried
+    /// again. `headers` are texts of 4 KiB in all at most. Timeout after `block_timeout` seconds and
+    /// Full, both naming the subscriber without room; TooLarge beyond `max_size`, or of headers;
+    /// EncodeError for a value that is not of the type; Closed; SharedMemoryError where no memory is
+    /// left.
     #[pyo3(signature = (value, *, headers=None))]
     fn publish(
         &self,
@@ -267,7 +278,7 @@ impl Publisher {
         self.publish_buffers(py, patience, encoding, &buffers, &meta)
     }
 
-    /// Borrows `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
+    /// Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
     ///
     /// The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
     /// `max_size`.
@@ -288,6 +299,7 @@ impl Publisher {
         self.raw_loan(py, nbytes, headers, "raw", &[])
     }
 
+    /// A loan with an encoding of the caller's choice (what `loan` and `loan_array` are made of).
     fn raw_loan(
         &self,
         py: Python<'_>,
@@ -304,6 +316,9 @@ impl Publisher {
         Ok(Loan::new(Arc::clone(&self.door), loan))
     }
 
+    /// Wait until `n` subscribers are linked; whether they are.
+    ///
+    /// `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
     #[pyo3(signature = (n=1, timeout=None))]
     fn wait_for_subscribers(&self, py: Python<'_>, n: i64, timeout: Option<f64>) -> PyResult<bool> {
         let (n, deadline, inner) = (count_from(n)?, deadline_from(timeout)?, self.door.get(py)?);
@@ -314,6 +329,9 @@ impl Publisher {
         Ok(enough)
     }
 
+    /// Wait until everything reliable is with every subscriber's node; whether it is.
+    ///
+    /// `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
     #[pyo3(signature = (timeout=None))]
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         deadline_from(timeout)?;
@@ -321,6 +339,7 @@ impl Publisher {
         Ok(self.door.inner.is_flushed())
     }
 
+    /// What `stats` is made of.
     fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.door.get(py)?.stats();
         let dict = PyDict::new(py);
@@ -337,6 +356,7 @@ impl Publisher {
         Ok(dict)
     }
 
+    /// End it: its history goes, and what was accepted is still received. Closing twice is fine.
     fn close(&self, py: Python<'_>) {
         if self.door.born.is_current() {
             py.detach(|| self.door.inner.close());

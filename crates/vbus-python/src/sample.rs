@@ -192,7 +192,7 @@ fn view<'py>(py: Python<'py>, sample: Arc<bus::Content>) -> PyResult<Bound<'py, 
 
 #[pymethods]
 impl Sample {
-    /// The payload as a value of the subscriber's type; decoded on first use. DecodeError if it is none.
+    /// The payload as a value of the type, decoded on first use. DecodeError if it is none.
     #[getter]
     fn value<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         {
@@ -286,7 +286,7 @@ impl Sample {
         self.reading.make_peer.bind(py).call1((peer_tuple(py, &self.source.peer)?,))
     }
 
-    /// "raw", "msgpack", "ndarray" or a codec's name.
+    /// How it is written: "raw", "msgpack", "ndarray" or a codec's name.
     #[getter]
     fn encoding(&self, py: Python<'_>) -> PyResult<String> {
         Ok(self.meta(py)?.0.name().to_owned())

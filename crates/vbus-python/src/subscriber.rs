@@ -110,36 +110,49 @@ impl Subscriber {
         Ok(Self { inner, reading, born: Generation::now(), _node: node.unbind() })
     }
 
+    /// Hex, unique: the one in Endpoint, Link and Mismatch.
     #[getter]
     fn id(&self) -> String {
         self.inner.id().to_string()
     }
 
+    /// The topic or pattern that it subscribes to.
     #[getter]
     fn topic(&self) -> &str {
         self.inner.pattern()
     }
 
+    /// Whether it, or its node, was closed.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.inner(py)?.is_closed())
     }
 
+    /// How many publishers are linked to it now.
     #[getter]
     fn publishers(&self, py: Python<'_>) -> PyResult<usize> {
         Ok(self.inner(py)?.publishers())
     }
 
+    /// The next sample; waits for it, without the GIL.
+    ///
+    /// `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
+    /// negative timeout. Never raises for a value that cannot be read: `Sample.value` does.
     #[pyo3(signature = (timeout=None))]
     fn receive(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Sample> {
         self.receive_one(py, timeout)
     }
 
+    /// The next sample if one waits, else None. Closed once it is closed.
     fn receive_nowait(&self, py: Python<'_>) -> PyResult<Option<Sample>> {
         let found = self.inner(py)?.try_receive().map_err(|bus::Closed| self.closed_error(py))?;
         Ok(found.map(|sample| Sample::new(sample, &self.reading)))
     }
 
+    /// What waits, up to `max` samples (1 or more; None for all); waits for at least one.
+    ///
+    /// `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
+    /// `max` below 1 or a negative timeout.
     #[pyo3(signature = (max=None, timeout=None))]
     fn receive_many(&self, py: Python<'_>, max: Option<i64>, timeout: Option<f64>) -> PyResult<Vec<Sample>> {
         let most = match max {
@@ -192,10 +205,18 @@ impl Subscriber {
         }
     }
 
+    /// A descriptor for select and loops, readable while a sample waits or the subscriber is closed.
+    ///
+    /// Level-triggered; it may be readable with nothing there, but not again after `receive_nowait()`
+    /// returned None until something comes. Never read from it. It stays open until this object is
+    /// deleted.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         Ok(self.inner(py)?.fileno())
     }
 
+    /// Wait until `n` publishers are linked; whether they are.
+    ///
+    /// `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
     #[pyo3(signature = (n=1, timeout=None))]
     fn wait_for_publishers(&self, py: Python<'_>, n: i64, timeout: Option<f64>) -> PyResult<bool> {
         let (n, deadline, inner) = (count_from(n)?, deadline_from(timeout)?, self.inner(py)?);
@@ -204,6 +225,7 @@ impl Subscriber {
         if inner.is_closed() { Err(self.closed_error(py)) } else { Ok(enough) }
     }
 
+    /// What `stats` is made of.
     fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.inner(py)?.stats();
         let dict = PyDict::new(py);
@@ -220,6 +242,9 @@ impl Subscriber {
         Ok(dict)
     }
 
+    /// End it; closing twice is fine.
+    ///
+    /// Who waits in it wakes with Closed; what waits is dropped and counted "closed".
     fn close(&self, py: Python<'_>) {
         if self.born.is_current() {
             py.detach(|| self.inner.close());
