@@ -796,10 +796,15 @@ DRAIN_SECONDS = 1.0
 
 def _log_notices(core: CoreNode, done: Any) -> None:
     try:
+        waiting: list[tuple[str, str]] = []
         while notices := core.wait_notices():
-            import logging
-            import threading
-
+            waiting += notices
+            try:
+                import logging
+                import threading
+            except OSError:
+                continue  # no descriptor is free to read a module with; the next notice brings another try
+            notices, waiting = waiting, []
             threading.current_thread().name = "vbus-log"
             logger = logging.getLogger("vbus")
             levels = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
