@@ -328,19 +328,18 @@ def looking_on(domain, meeting):
 
 @pytest.mark.contract(COMMANDS)
 def test_hz_tells_the_rate_at_which_samples_were_published(node, looking_on):
-    with node.publisher("t") as publisher:
+    with node.publisher("t") as publisher, node.subscriber("t") as subscriber:
         hz = looking_on("hz", "t", "--count", "20", "--timeout", "20", "--json")
-        assert publisher.wait_for_subscribers(1, 20)
-        sent = []
+        assert publisher.wait_for_subscribers(2, 20)
         for number in range(20):
             publisher.publish(number)
-            sent.append(time.time_ns())
             time.sleep(0.01)  # a rate to measure
+        times = [sample.timestamp_ns for sample in subscriber.receive_many(timeout=20)]
         out, err = hz.communicate(timeout=20)
     assert (hz.returncode, err) == (0, "")
     told = json.loads(out.splitlines()[-1])
     assert (told["topic"], told["count"], told["lost"]) == ("t", 20, 0)
-    assert told["rate"] == pytest.approx(19e9 / (sent[-1] - sent[0]), rel=0.2)
+    assert told["rate"] == pytest.approx(19e9 / (times[-1] - times[0]))
     assert 0 < told["gaps"]["min"] <= told["gaps"]["mean"] <= told["gaps"]["max"]
     assert told["gaps"]["stddev"] >= 0
 
@@ -482,11 +481,11 @@ def test_pub_sends_a_file_raw_from_standard_input_too(node, domain, meeting):
 @pytest.mark.contract(COMMANDS)
 def test_pub_keeps_the_rate_and_the_count(node, domain, meeting):
     with node.subscriber("t") as subscriber:
-        done = run("pub", "t", "x", "--rate", "100", "--count", "5", "--domain", domain, meeting=meeting)
+        done = run("pub", "t", "x", "--rate", "4", "--count", "4", "--domain", domain, meeting=meeting)
         assert done.returncode == 0, done.stderr
         times = [sample.timestamp_ns for sample in subscriber.receive_many(timeout=20)]
-    assert len(times) == 5
-    assert times[-1] - times[0] > 0.03e9, "four times 10 ms, or a little less after a late first"
+    assert len(times) == 4
+    assert times[-1] - times[0] > 0.3e9, "three quarters of a second, or less if the first one came late"
 
 
 # ---- terminals and pipes -------------------------------------------------------------------------
@@ -545,7 +544,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("vbus echo vision/", ["vision/a", "vision/b"]),
         ("vbus hz --count 1 vision/a", ["vision/a"]),
         ("vbus shm l", ["ls"]),
-        ("vbus echo --secret-file /etc/hostn", ["/etc/hostname"]),
+        ("vbus echo --secret-file {meeting}/h", ["{meeting}/here"]),
         ("vbus demo --no", ["--no-containers"]),
     ],
 )
@@ -553,6 +552,8 @@ def test_bash_completes_commands_options_files_and_the_topics_that_are_there(
     node, domain, meeting, words, expected
 ):
     publishers = [node.publisher(topic) for topic in ("vision/a", "vision/b", "vision/$(touch x)")]
+    Path(meeting, "here").touch()
+    words, expected = words.format(meeting=meeting), [word.format(meeting=meeting) for word in expected]
     source = COMPLETE.format(words=words, at=len(words.split()) - 1)
     environment = {**os.environ, "VBUS_SHM": meeting, "VBUS_DOMAIN": domain}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

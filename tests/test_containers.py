@@ -188,6 +188,9 @@ def assert_all_came(reader_words, writer_words):
     assert writer_words["flushed"]
 
 
+@pytest.mark.contract(
+    "in containers too if they share one directory", "one bind mount or volume joins containers"
+)
 def test_directory_alone_joins_two_first_processes(world):
     reader = world.start(READER)
     assert listen(reader)["ready"]
@@ -247,6 +250,7 @@ def test_containers_that_share_nothing_do_not_meet(world):
         assert not pub.wait_for_subscribers(1, 0.5)
 
 
+@pytest.mark.contract("a quarter of what the machine or the container has")
 @pytest.mark.parametrize("memory", [None, 1 << 30], ids=["default", "more than the container has"])
 def test_small_container_stops_short_of_its_limit(world, memory):
     with world.node("hoarder") as node, node.subscriber("frames", bytes, depth=10_000) as sub:
@@ -264,6 +268,7 @@ def test_small_container_stops_short_of_its_limit(world, memory):
         assert len(sub.receive_many(timeout=0)) == words["count"]
 
 
+@pytest.mark.contract("one that is alive but stuck blocks only if")
 def test_paused_container_stops_nobody_else(world):
     frozen = world.start(COUNTER, json.dumps({"on_full": "drop_oldest", "depth": 16}))
     brisk = world.start(COUNTER, "{}")
@@ -286,6 +291,7 @@ def test_paused_container_stops_nobody_else(world):
         assert words["lost"] >= 500 - 16
 
 
+@pytest.mark.contract("A subscriber whose process is gone never blocks a publisher")
 def test_killed_container_frees_its_publisher(world):
     hoarder = world.start(HOARDER)
     assert listen(hoarder)["ready"]
@@ -306,6 +312,7 @@ def test_killed_container_frees_its_publisher(world):
         assert pub.stats().held == 0
 
 
+@pytest.mark.contract("They stay valid and unchanged for as long as")
 def test_samples_of_a_killed_container_stay_readable(world):
     with world.node("reader") as node, node.subscriber("words", bytes) as sub:
         talker = world.start(TALKER)

@@ -547,7 +547,11 @@ def test_a_topic_that_is_no_text_is_a_type_error_or_a_topic_error(node, topic):
             make(topic)
 
 
-@pytest.mark.contract("`headers`: `Mapping[str, str]`, at most 4 KiB", "`TooLarge` comes at `loan()`")
+@pytest.mark.contract(
+    "`headers`: `Mapping[str, str]`, at most 4 KiB",
+    "Attributes `topic`, `subscriber`, `limit`, `field`",
+    "`TooLarge` comes at `loan()`",
+)
 def test_what_is_too_large_says_both_numbers(node):
     publisher = node.publisher("t", max_size=1000)
     subscriber = node.subscriber("t")

@@ -46,6 +46,7 @@ def echo(meeting: str, domain: str, monkeypatch: pytest.MonkeyPatch):
     program.stdout.close()
 
 
+@pytest.mark.contract("in containers too if they share one directory")
 def test_samples_cross_namespaces_both_ways(echo, meeting):
     assert echo.stdout.readline().strip() == "1", "the other side is the first process of its namespace"
     with vbus.Node("outside", shm=meeting) as node:
