@@ -20,6 +20,7 @@ __all__ = ["Window", "measure", "spread"]
 
 REPORT_SECONDS = 1.0
 WINDOW_SECONDS = 10.0
+WINDOW_SAMPLES = 10_000
 
 
 class Window:
@@ -44,7 +45,9 @@ class Window:
         self.fresh += 1
         self._samples.append((sample.timestamp_ns, lost, sample.nbytes))
         oldest = sample.timestamp_ns - WINDOW_SECONDS * 1e9
-        while len(self._samples) > 2 and self._samples[0][0] < oldest:
+        while len(self._samples) > 2 and (
+            self._samples[0][0] < oldest or len(self._samples) > WINDOW_SAMPLES
+        ):
             self._samples.popleft()
 
     @property
@@ -55,9 +58,9 @@ class Window:
 
     @property
     def bytes_per_second(self) -> float | None:
-        """Bytes of payload per second, as far as they were seen here; None where there is no gap."""
-        seconds = self._seconds()
-        return sum(nbytes for _, _, nbytes in list(self._samples)[1:]) / seconds if seconds else None
+        """Bytes of payload per second, lost samples taken to be like the others; None as for `rate`."""
+        rate, sizes = self.rate, self.sizes()[1:]
+        return None if rate is None else rate * statistics.fmean(sizes)
 
     def gaps(self) -> list[float]:
         """Seconds between one sample and the next."""
