@@ -9,7 +9,6 @@ import pickle
 import select
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,40 +280,6 @@ def test_receive_many_takes_what_waits(node):
             subscriber.receive_many(0)
 
 
-def test_iteration_ends_when_the_subscriber_closes(node):
-    subscriber = node.subscriber("a/b")
-    values = []
-    reader = threading.Thread(target=lambda: values.extend(sample.value for sample in subscriber))
-    with node.publisher("a/b") as publisher:
-        reader.start()
-        publisher.publish(1)
-        while subscriber.stats().delivered < 1:
-            pass
-    subscriber.close()
-    reader.join(WAIT)
-    assert not reader.is_alive()
-    assert values == [1]
-
-
-def test_closing_wakes_a_blocked_receive(node):
-    subscriber = node.subscriber("a/b")
-    outcome = []
-
-    def wait():
-        try:
-            subscriber.receive()
-        except vbus.Closed as closed:
-            outcome.append(closed)
-
-    reader = threading.Thread(target=wait)
-    reader.start()
-    subscriber.close()
-    reader.join(WAIT)
-    assert len(outcome) == 1
-    with pytest.raises(vbus.Closed):
-        subscriber.receive_nowait()
-
-
 @pytest.mark.contract("`fileno()`: readable while a sample waits")
 def test_fileno_is_readable_while_a_sample_waits_and_after_closing(node):
     with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
@@ -342,37 +307,6 @@ def test_patterns_match_by_segments(node):
             short.publish(2)
             assert any_number.receive(WAIT).topic == "a"
             assert one.receive_nowait() is None
-
-
-def test_history_is_for_those_who_come_later(node):
-    with node.publisher("a/b", history=2) as publisher:
-        for number in range(5):
-            publisher.publish(number)
-        with node.subscriber("a/b") as subscriber:
-            assert [subscriber.receive(WAIT).value for _ in range(2)] == [3, 4]
-
-
-def test_a_full_subscriber_drops_or_raises_as_agreed(node):
-    with (
-        node.subscriber("a/b", depth=2, on_full="drop_oldest") as subscriber,
-        node.publisher("a/b") as publisher,
-    ):
-        for number in range(5):
-            publisher.publish(number)
-        samples = subscriber.receive_many(timeout=WAIT)
-        assert [(sample.value, sample.lost) for sample in samples] == [(3, 3), (4, 0)]
-        assert subscriber.stats().dropped["drop_oldest"] == 3
-    with node.subscriber("a/c", depth=1) as full, node.publisher("a/c", on_full="error") as publisher:
-        publisher.publish(1)
-        with pytest.raises(vbus.Full) as caught:
-            publisher.publish(2)
-        assert caught.value.topic == "a/c"
-        assert full.receive(WAIT).value == 1
-    with node.subscriber("a/d", depth=1) as full, node.publisher("a/d", block_timeout=0.01) as publisher:
-        publisher.publish(1)
-        with pytest.raises(vbus.Timeout):
-            publisher.publish(2)
-        assert publisher.publish(3) == 1 if full.receive(WAIT) else False
 
 
 def test_types_that_cannot_agree_are_not_connected_and_topics_shows_it(node):
@@ -458,21 +392,6 @@ def test_closing_a_node_closes_everything_and_twice_is_fine(join):
     assert node.stats().published == 0
     publisher.close()
     subscriber.close()
-
-
-@pytest.mark.contract("None of them, nor Sample, can be pickled")
-@pytest.mark.parametrize("make", [lambda n: n, lambda n: n.publisher("a/b"), lambda n: n.subscriber("a/b")])
-def test_what_belongs_to_a_process_cannot_be_pickled(node, make):
-    with pytest.raises(TypeError, match="open a node in the worker"):
-        pickle.dumps(make(node))
-
-
-@pytest.mark.contract("None of them, nor Sample, can be pickled")
-def test_a_sample_cannot_be_pickled(node):
-    with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
-        publisher.publish(1)
-        with pytest.raises(TypeError, match="open a node in the worker"):
-            pickle.dumps(subscriber.receive(WAIT))
 
 
 @pytest.mark.contract("`sent == delivered + waiting + sum(dropped.values()) + lost` always holds")
@@ -562,42 +481,6 @@ print("ready")
     child = program(text, VBUS_DOMAIN=domain, VBUS_SHM=meeting)
     out, err = child.communicate(timeout=WAIT)
     assert (child.returncode, out, err) == (0, "ready\n", "")
-
-
-def test_the_child_of_a_fork_can_use_nothing_and_disturbs_nothing(node):
-    with node.subscriber("a/b") as subscriber, node.publisher("a/b") as publisher:
-        publisher.publish(b"before")
-        sample = subscriber.receive(WAIT)
-        view = sample.payload
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                attempts = [
-                    lambda: publisher.publish(b"x"),
-                    subscriber.receive_nowait,
-                    node.peers,
-                    lambda: node.publisher("a/c"),
-                    lambda: publisher.subscribers,
-                ]
-                for number, attempt in enumerate(attempts):
-                    code = 10 + number
-                    try:
-                        attempt()
-                    except vbus.ForkError:
-                        pass
-                    else:
-                        os._exit(code)
-                code = 2
-                repr(node), node.id, node.name
-                if bytes(view) == b"before":
-                    node.close()
-                    code = 0
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        publisher.publish(b"after")
-        assert subscriber.receive(WAIT).value == b"after"
 
 
 def test_importing_vbus_imports_little():
