@@ -608,8 +608,6 @@ NOT_PROVOKED = {
     "misfit": "becomes an EncodeError or a DecodeError, which says it",
     "self._misfit": "becomes an EncodeError or a DecodeError, which says it",
     "AssertionError": "a promise of our own code",
-    "not_yet": "goes with what is not there yet",
-    "AttributeError(str(not_yet": "goes with what is not there yet",
 }
 """What the text of a `raise` begins with, and why no story comes there."""
 

@@ -86,14 +86,3 @@ def test_what_is_the_publishers_alone_is_refused_from_a_subscriber_but_ignored_i
         node.subscriber("a/b", **qos)
     with node.subscriber(vbus.Channel("a/b", **qos)) as subscriber:
         assert subscriber.topic == "a/b"
-
-
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        lambda node: node.subscriber("a/b", callback=print),
-    ],
-)
-def test_what_is_not_there_yet_says_so(node, attempt):
-    with pytest.raises(vbus.ConfigError, match="not in this version"):
-        attempt(node)

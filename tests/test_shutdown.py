@@ -115,6 +115,85 @@ def test_every_order_of_closing_is_fine(start):
     )
 
 
+def test_every_order_of_destruction_with_a_loop_that_waits_is_fine(start):
+    run(
+        start,
+        """
+        import asyncio, itertools, warnings
+        whole = bytes(range(256)) * 64
+
+        async def until_both_wait(tasks):
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not any(task.done() for task in tasks)
+
+        def make():
+            things = {"node": vbus.Node("all"), "loop": asyncio.new_event_loop()}
+            node, loop = things["node"], things["loop"]
+            subscriber = things["subscriber"] = node.subscriber("t")
+            publisher = things["publisher"] = node.publisher("t", depth=1)
+            silent = things["silent"] = node.subscriber("silent")
+            heard = node.subscriber("t", callback=lambda sample: None)
+            publisher.publish(whole)
+            sample = things["sample"] = loop.run_until_complete(subscriber.receive_async())
+            things["view"] = sample.payload
+            publisher.publish(whole)
+            tasks = [loop.create_task(publisher.publish_async(whole)) for _ in range(2)]
+            tasks += [loop.create_task(silent.receive_async()), loop.create_task(node.wait_for_peers_async())]
+            loop.run_until_complete(until_both_wait(tasks))
+            for task in tasks:
+                task._log_destroy_pending = False
+            return things
+
+        names = ("node", "publisher", "subscriber", "sample", "view", "loop")
+        for order in list(itertools.permutations(names))[::17]:
+            things = make()
+            node = things["node"]
+            for name in order:
+                thing = things.pop(name)
+                if name == "loop":
+                    thing.close()
+                del thing
+                if "view" in things:
+                    assert things["view"] == whole
+            things.clear()
+            node.close()
+            del node
+            gc.collect()
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    "ending", ["return", "sys.exit()", "raise KeyboardInterrupt", "os.kill(os.getpid(), 2)"]
+)
+def test_a_program_that_ends_amid_awaits_ends_well(start, ending):
+    run(
+        start,
+        f"""
+        import asyncio
+        node = vbus.Node("waits")
+        publisher, subscriber = node.publisher("t", depth=1), node.subscriber("t")
+        silent = node.subscriber("silent")
+
+        async def main():
+            await publisher.publish_async(0)
+            tasks = [asyncio.create_task(wait) for wait in (
+                publisher.publish_async(1), publisher.publish_async(2), silent.receive_async(),
+                silent.receive_many_async(), node.wait_for_peers_async())]
+            for _ in range(3):
+                await asyncio.sleep(0)
+            {ending}
+            await asyncio.sleep(10)
+
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            pass
+        """,
+    )
+
+
 def test_a_cycle_through_everything_is_collected(start):
     run(
         start,

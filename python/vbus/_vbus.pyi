@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from typing_extensions import Buffer  # collections.abc.Buffer from Python 3.12 on
 
@@ -99,6 +99,8 @@ class Node:
     def peer_tuples(self) -> list[PeerTuple]:
         """Connected peers, without oneself."""
     def wait_for_peers(self, n: int = 1, timeout: float | None = None) -> bool: ...
+    def news(self) -> News:
+        """Tells when peers come or go, and when it is closed."""
     def topic_dicts(self) -> list[dict[str, Any]]:
         """One dict per topic that has a publisher: `topic` str, `shape` str, `encoding` str,
         `publishers` and `subscribers` lists of (id, PeerTuple, shape, qos dict),
@@ -158,6 +160,12 @@ class Publisher(Generic[T]):
         self, encoding: str, buffers: Sequence[Buffer], meta: bytes, timeout: float | None
     ) -> int:
         """Publish what was encoded already; waits `timeout` seconds for room, whatever `block_timeout` is."""
+    def attempt(self, value: T, headers: Mapping[str, str] | None) -> int | Draft:
+        """Publish at once: the sequence, or what is to be tried again. Raises what `publish` does."""
+    def draft(self, value: T, headers: Mapping[str, str] | None) -> Draft:
+        """The same, not tried yet."""
+    def room(self) -> Room:
+        """For one event loop."""
     def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
         """Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
 
@@ -180,6 +188,8 @@ class Publisher(Generic[T]):
         """What `stats` is made of."""
     def close(self) -> None:
         """End it: its history goes, and what was accepted is still received. Closing twice is fine."""
+    def news(self) -> News:
+        """Tells when subscribers come, and when it is closed."""
 
 class Loan:
     """Memory borrowed from the bus. A context manager: leaving publishes, an exception discards."""
@@ -199,10 +209,61 @@ class Loan:
         """
     def discard(self) -> None:
         """Give the memory back unpublished; nothing happens if it is over already."""
+    async def publish_async(self) -> int:
+        """`publish` for asyncio. Cancelled, it published nothing, and the loan is as it was."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+class Draft:
+    """A sample on its way: encoded once, tried as often as it takes."""
+
+    def attempt(self) -> int | None:
+        """Publish it if there is room: the sequence, or None. Raises what `publish` does, but for Timeout."""
+    @property
+    def is_blocked(self) -> bool:
+        """Whether it was tried, in vain."""
+    @property
+    def block_timeout(self) -> float | None: ...
+    def timeout(self, waited: float) -> Timeout | None:
+        """The error that names who had no room; None if it was not tried in vain."""
+    def tell_long_wait(self, waited: float) -> None:
+        """Tell the user, once, if it waited a second."""
+    def count_blocked(self, waited: float) -> None:
+        """Add to the time that `publish` waited."""
+
+class Room:
+    """How one event loop waits for room at one publisher: ask, watch the file, rest, try again."""
+
+    def fileno(self) -> int: ...
+    def ask(self, draft: Draft, waited: float) -> float | None:
+        """Have the file become readable when there may be room. 0.0: there may be some already; else it is
+        worth a try after so many seconds in any case (None: only then)."""
+    def rest(self) -> None:
+        """Wait no more: the file is quiet until the next time."""
+
+class Ear:
+    """A file of one's own that is readable when that of a subscriber or watch is, open while this lives."""
+
+    def fileno(self) -> int: ...
+
+class News:
+    """A file that is readable after news of what it was made from, until it is silenced."""
+
+    def fileno(self) -> int: ...
+    def silence(self) -> None: ...
+
+class Ears:
+    """Many ears, of which one thread waits for any."""
+
+    def __new__(cls) -> Self: ...
+    def add(self, ear: Ear, token: int) -> None:
+        """From now on `wait` tells `token` while `ear` is readable."""
+    def remove(self, ear: Ear) -> None: ...
+    def wait(self) -> list[int]:
+        """Wait (GIL released) until an ear is readable or somebody rings: the tokens of those that are."""
+    def ring(self) -> None: ...
 
 class Subscriber(Generic[T]):
     """`decoder(encoding name, payload, meta) -> value`: payload is a read-only memoryview that keeps the
@@ -274,6 +335,20 @@ class Subscriber(Generic[T]):
 
         Who waits in it wakes with Closed; what waits is dropped and counted "closed".
         """
+    def soon(self, look: bool) -> Sample[T] | None:
+        """`receive_nowait` that leaves the file as it is, for who asks again before it waits. With `look`, a
+        sample that comes in a short while is taken too, if looking tends to help."""
+    def rested(self, seconds: float) -> None:
+        """Somebody waited so long for the file; by this `soon` learns whether it is worth it."""
+    def take(self) -> Sample[T] | Literal[False] | None:
+        """`receive_nowait` for a thread that ends when this is closed: False then, and no exception, which
+        would leave the thread asleep while the interpreter ends."""
+    def receive_many_nowait(self, max: int | None = None) -> list[Sample[T]]: ...
+    def timed_out(self, timeout: float) -> Timeout:
+        """The error of a `receive` that waited so long."""
+    def ear(self) -> Ear: ...
+    def news(self) -> News:
+        """Tells when publishers come, and when it is closed."""
 
 class Sample(Generic[T]):
     """One published message, as API.md describes it; made by a Subscriber only."""
@@ -331,7 +406,10 @@ class Watch:
     def missed(self) -> int: ...
     def receive_tuple(self, timeout: float | None = None) -> tuple[Any, ...]: ...
     def receive_tuple_nowait(self) -> tuple[Any, ...] | None: ...
+    def timed_out(self, timeout: float) -> Timeout:
+        """The error of a `receive` that waited so long."""
     def fileno(self) -> int: ...
+    def ear(self) -> Ear: ...
     def close(self) -> None: ...
 
 class Look:

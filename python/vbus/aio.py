@@ -1,7 +1,7 @@
 """The twins for asyncio: waiting without a thread, and without losing a sample to a cancellation.
 
-A receiver waits for its subscriber's descriptor to become readable and takes the sample in the same step in
-which it returns it. So a receiver that is cancelled, however late, has taken nothing.
+A receiver waits for its source's file to become readable and takes in the same step in which it returns. So a
+receiver that is cancelled, however late, has taken nothing.
 """
 
 # ruff: noqa: ASYNC109
@@ -11,139 +11,134 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
-from .errors import Closed, Timeout, quote
+from .errors import Closed
+from .resume import Ear, Line, Lines, deadline_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._vbus import Sample, Subscriber
+    from ._vbus import News
+    from .errors import Timeout
 
-    T = TypeVar("T")
-    T_co = TypeVar("T_co", covariant=True)
+    Item = TypeVar("Item")
 
-    class Receiver(Protocol[T_co]):
-        """A Subscriber, a Watch: something that gives what waits, and whose file tells when to ask."""
+    class Source(Protocol[Item]):
+        """What items are received from: a Subscriber, a Watch."""
 
-        def receive_nowait(self) -> T_co | None: ...
-        def fileno(self) -> int: ...
+        def receive_nowait(self) -> Item | None: ...
+        def soon(self, look: bool) -> Item | None: ...
+        def rested(self, seconds: float) -> None: ...
+        def receive_many_nowait(self, max: int | None) -> list[Item]: ...
+        def ear(self) -> Ear: ...
+        def timed_out(self, timeout: float) -> Timeout: ...
 
+    class Changing(Protocol):
+        """What there is news of: a Node, a Publisher, a Subscriber."""
 
-__all__ = ["Waiters", "in_slices", "next_of", "receive", "receive_many"]
-
-
-async def receive(receiver: Receiver[T], waiters: Waiters, timeout: float | None) -> T:
-    """The next sample or event. Timeout if none comes in time, Closed when the subscriber is."""
-    deadline = deadline_in(timeout)
-    await waiters.let_others_run()
-    while True:
-        received = receiver.receive_nowait()
-        if received is not None:
-            return received
-        await waiters.wait(receiver, deadline)
+        def news(self) -> News: ...
 
 
-async def receive_many(
-    subscriber: Subscriber[T], waiters: Waiters, max: int | None, timeout: float | None
-) -> list[Sample[T]]:
-    """What waits, up to `max`, and at least one. Timeout and Closed as for `receive`."""
-    deadline = deadline_in(timeout)
-    while True:
-        try:
-            return subscriber.receive_many(max, 0)
-        except Timeout:
-            await waiters.wait(subscriber, deadline)
+__all__ = ["Receivers", "until"]
 
 
-class Waiters:
-    """Who waits for one subscriber, in whatever loops: each sample wakes one of them."""
+class Receivers:
+    """Who waits for one source, in whatever loops: each item wakes one of them."""
 
-    __slots__ = ("_calls", "_queues")
+    __slots__ = ("_calls", "_last", "_lines")
 
     def __init__(self) -> None:
-        # A loop is here only while somebody waits in it, and only that loop's thread touches its queue.
-        self._queues: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[bool]]] = {}
+        self._lines = Lines()
         self._calls = 0
+        self._last: tuple[asyncio.AbstractEventLoop | None, Here | None] = None, None
 
-    async def let_others_run(self) -> None:
-        """Now and then: where samples never end, a receiver would never give the loop back."""
+    async def receive(self, source: Source[Item], timeout: float | None) -> Item:
+        """The next item. Timeout if none comes in time, Closed when the source is."""
+        deadline = None if timeout is None else deadline_in(timeout)
+        self._calls += 1
+        if self._calls % CALLS_IN_A_ROW == 0:
+            # Where items never end, a receiver would never give the loop back.
+            await asyncio.sleep(0)
+        here = self._here()
+        # A short look keeps nobody else of the loop waiting.
+        item = source.soon(timeout != 0 and not here.waiting and not here.ready)
+        while item is None and (item := source.receive_nowait()) is None:
+            await self._wait(source, timeout, deadline)
+        return item
+
+    async def next(self, source: Source[Item]) -> Item:
+        """For `async for`: ends when the source closes."""
+        try:
+            return await self.receive(source, None)
+        except Closed:
+            raise StopAsyncIteration from None
+
+    async def receive_many(self, source: Source[Item], max: int | None, timeout: float | None) -> list[Item]:
+        """What waits, up to `max`, and at least one. Timeout and Closed as for `receive`."""
+        deadline = deadline_in(timeout)
         self._calls += 1
         if self._calls % CALLS_IN_A_ROW == 0:
             await asyncio.sleep(0)
+        while not (items := source.receive_many_nowait(max)):
+            await self._wait(source, timeout, deadline)
+        return items
 
-    async def wait(self, receiver: Receiver[Any], deadline: float | None) -> None:
-        """Until the receiver may have something, or is closed. Timeout at the deadline."""
-        remaining = None if deadline is None else deadline - time.monotonic()
-        if remaining is not None and remaining <= 0:
-            raise Timeout(f"nothing came on {_name(receiver)} in time")
-        loop = asyncio.get_running_loop()
-        queue = self._queues.get(loop)
-        if queue is None:
-            queue = self._queues[loop] = deque()
-            loop.add_reader(receiver.fileno(), _wake_one, queue)
-        future = loop.create_future()
-        queue.append(future)
-        timer = None if remaining is None else loop.call_later(remaining, _end, future)
+    async def _wait(self, source: Source[Any], timeout: float | None, deadline: float | None) -> None:
+        """Until the source may have something, or is closed. Timeout at the deadline."""
+        if timeout is not None and deadline is not None and time.monotonic() >= deadline:
+            raise source.timed_out(timeout)
+        here, begin = self._here(), time.monotonic()
+        here.waiting += 1
         try:
-            await future
+            await self._lines.here(source).wait(deadline)
         finally:
-            if timer is not None:
-                timer.cancel()
-            if future in queue:
-                queue.remove(future)
-            if not queue and self._queues.pop(loop, None) is not None:
-                loop.remove_reader(receiver.fileno())
+            here.waiting -= 1
+        source.rested(time.monotonic() - begin)
+
+    def _here(self) -> Here:
+        loop = asyncio.get_running_loop()
+        last, here = self._last
+        if here is None or last is not loop:
+            here = _known.get(loop)
+            if here is None:
+                here = _known[loop] = Here(loop)
+            self._last = loop, here
+        return here
 
 
-async def in_slices(attempt: Callable[[float], bool], timeout: float | None) -> bool:
-    """`attempt(seconds)` in a thread, again and again: a cancellation leaves no thread behind for long."""
+class Here:
+    """What receivers know of a loop."""
+
+    __slots__ = ("ready", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ready = getattr(loop, "_ready", None)
+        """What asyncio runs next. Other loops do not show it; a look there is as short."""
+        self.waiting = 0
+        """Receivers that wait."""
+
+
+_known: WeakKeyDictionary[asyncio.AbstractEventLoop, Here] = WeakKeyDictionary()
+
+
+async def until(true: Callable[[], bool], source: Changing, timeout: float | None) -> bool:
+    """Until `true()` is, looked at whenever there is news of `source`; False if it is not in time."""
     deadline = deadline_in(timeout)
-    if attempt(0):
+    if true():
         return True
-    while True:
-        remaining = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - time.monotonic())
-        if remaining <= 0:
-            return False
-        if await asyncio.to_thread(attempt, remaining):
-            return True
-
-
-def deadline_in(timeout: float | None) -> float | None:
-    """The end of the wait on the monotonic clock. ValueError for a negative timeout."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError(f"timeout is {timeout}; give seconds from 0 on, or None to wait for ever")
-    return time.monotonic() + timeout
-
-
-async def next_of(receiver: Receiver[T], waiters: Waiters) -> T:
-    """For `async for`: ends when the subscriber closes."""
+    news = source.news()
+    line = Line(asyncio.get_running_loop(), news)
     try:
-        return await receive(receiver, waiters, None)
-    except Closed:
-        raise StopAsyncIteration from None
+        while not true():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            await line.wait(deadline)
+            news.silence()
+    finally:
+        line.close()
+    return True
 
 
-SLICE_SECONDS = 0.2
-CALLS_IN_A_ROW = 64
-
-
-def _name(receiver: object) -> str:
-    return quote(getattr(receiver, "topic", "watch()"))
-
-
-def _wake_one(queue: deque[asyncio.Future[bool]]) -> None:
-    """Level-triggered: while a sample is left, the loop comes here again for the next one."""
-    while queue:
-        future = queue.popleft()
-        if not future.done():
-            future.set_result(True)
-            return
-
-
-def _end(future: asyncio.Future[bool]) -> None:
-    if not future.done():
-        future.set_result(False)
+CALLS_IN_A_ROW = 32

@@ -65,9 +65,4 @@ def quote(value: object) -> str:
     return text if len(text) <= QUOTED_CHARS else text[:QUOTED_CHARS] + "…"
 
 
-def not_yet(what: str) -> ConfigError:
-    """The error for what the documentation promises and this version does not have."""
-    return ConfigError(f"{what} is not in this version of vbus; leave it out, or use a later version")
-
-
 QUOTED_CHARS = 80

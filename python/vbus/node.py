@@ -19,19 +19,20 @@ from ._vbus import Publisher as CorePublisher
 from ._vbus import Subscriber as CoreSubscriber
 from .channel import Channel, check_not_own, publisher_qos, subscriber_qos
 from .config import resolve
-from .errors import Closed, ConfigError, not_yet, quote
+from .errors import Closed, ConfigError, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Any, NoReturn, Self, TypeAlias, TypeVar, overload
 
     import numpy
     from typing_extensions import TypeForm, Unpack
 
-    from ._vbus import PeerTuple
-    from .aio import Waiters
+    from ._vbus import Draft, PeerTuple
+    from .aio import Receivers
+    from .callbacks import Callbacks
     from .channel import PublisherQos, SubscriberQos
     from .codec import Codec
     from .codec.arrays import Array
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .service.caller import CallStream
     from .service.exchange import Exchange
     from .service.serving import Server
+    from .turns import Queues
     from .watch import Watch
 
     T = TypeVar("T")
@@ -81,7 +83,16 @@ class Node:
     for a directory that was named and cannot be used. Close it, or use it in `with`.
     """
 
-    __slots__ = ("__weakref__", "_children", "_core", "_exchange", "_first_call", "_log", "_pid")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_children",
+        "_core",
+        "_exchange",
+        "_first_call",
+        "_log",
+        "_pid",
+    )
 
     def __init__(
         self,
@@ -120,6 +131,7 @@ class Node:
         )
         self._pid = os.getpid()
         self._children: dict[int, ref[Publisher[Any] | Subscriber[Any]]] = {}
+        self._callbacks: Callbacks | None = None
         self._exchange: Exchange | None = None
         self._first_call = allocate_lock()
         self._log = _Log(self._core)
@@ -187,6 +199,7 @@ class Node:
         )
         publisher._node = self  # pyright: ignore[reportPrivateUsage]
         publisher._codec = codec  # pyright: ignore[reportPrivateUsage]
+        publisher._queues = None  # pyright: ignore[reportPrivateUsage]
         self._adopt(publisher)
         return publisher
 
@@ -231,19 +244,27 @@ class Node:
     ) -> Subscriber[Any]:
         """A subscriber to a channel, a topic, or a pattern: `*` is one segment, `**` any number.
 
+        `callback` is called with each sample, in order, on one thread of the node that serves all callbacks;
+        an exception in it is logged and counted, and the next sample is delivered. The node keeps such a
+        subscriber until it is closed; one cannot receive from it.
+
         `spin`: seconds to look before sleeping; None adapts, 0 never. Quality of service as for
         `publisher`; what is not given is taken as offered. Returns when its neighbours know it. TopicError
-        for no pattern, ConfigError for wrong quality of service or a type that cannot travel.
+        for no pattern, ConfigError for wrong quality of service or a type that cannot travel, TypeError for a
+        callback that is no plain function.
         """
         channel, topic, type = _what(channel_or_topic, type)
         check_topic(topic, pattern=True)
         check_not_own(topic)
-        if callback is not None:
-            raise not_yet("a subscriber's callback")
         _check_spin(spin)
+        made_for: type[Subscriber[Any]] = Subscriber
+        if callback is not None:
+            from .callbacks import made_for_callback
+
+            made_for = made_for_callback(callback)
         asked = subscriber_qos(channel, dict(qos))
         codec = _codec(type, topic)
-        subscriber: Subscriber[Any] = Subscriber(
+        subscriber: Subscriber[Any] = made_for(
             self._core,
             topic,
             shape=codec.shape,
@@ -254,7 +275,11 @@ class Node:
             qos=asked,
         )
         subscriber._node = self  # pyright: ignore[reportPrivateUsage]
-        subscriber._waiters = None  # pyright: ignore[reportPrivateUsage]
+        subscriber._receivers = None  # pyright: ignore[reportPrivateUsage]
+        if callback is not None:
+            from .callbacks import begin
+
+            begin(self, subscriber, callback)
         self._adopt(subscriber)
         return subscriber
 
@@ -475,9 +500,9 @@ class Node:
 
     async def wait_for_peers_async(self, n: int = 1, timeout: float | None = None) -> bool:
         """`wait_for_peers` for asyncio."""
-        from .aio import in_slices
+        from .aio import until
 
-        return await in_slices(lambda seconds: self.wait_for_peers(n, seconds), timeout)
+        return await until(lambda: self.wait_for_peers(n, 0), self._core, timeout)
 
     def watch(self) -> Watch:
         """What happens in the domain, beginning with an event for everything already there: PeerJoined,
@@ -516,6 +541,8 @@ class Node:
         for child in list(self._children.values()):
             if (endpoint := child()) is not None:
                 endpoint.close()
+        if self._callbacks is not None:
+            self._callbacks.end()
         self._log.drain()
 
     async def close_async(self, linger: float = 2.0) -> None:
@@ -551,6 +578,9 @@ class Node:
         core: CoreNode | None = getattr(self, "_core", None)
         if core is not None:
             core.close(0.0)
+        callbacks: Callbacks | None = getattr(self, "_callbacks", None)
+        if callbacks is not None:
+            callbacks.stop()
 
     def _calls(self) -> Exchange:
         """What serves and calls for this node, made when it first does. Closed and ForkError as ever."""
@@ -579,10 +609,11 @@ class Publisher(CorePublisher[T]):
     Close it, or use it in `with`; it also closes when nothing refers to it.
     """
 
-    __slots__ = ("__weakref__", "_codec", "_node")
+    __slots__ = ("__weakref__", "_codec", "_node", "_queues")
 
     _codec: Codec
     _node: Node
+    _queues: Queues | None
 
     def loan_array(
         self,
@@ -601,20 +632,29 @@ class Publisher(CorePublisher[T]):
         return ArrayLoan(self, shape, dtype, headers)
 
     async def publish_async(self, value: T, *, headers: Mapping[str, str] | None = None) -> int:
-        """Not in this version."""
-        raise not_yet("publish_async()")
+        """`publish` for asyncio: while there is no room, the task waits and its loop goes on.
+
+        Samples of several tasks of a loop go in the order of the calls. Cancelled, it published nothing.
+        """
+        if (self._queues or self._make_queues()).are_free():
+            sent = self.attempt(value, headers)
+            if isinstance(sent, int):
+                return sent
+        else:
+            sent = self.draft(value, headers)
+        return await self._publish_draft(sent)
 
     async def flush_async(self, timeout: float | None = None) -> bool:
         """`flush` for asyncio."""
-        from .aio import in_slices
+        from .aio import until
 
-        return await in_slices(self.flush, timeout)
+        return await until(lambda: self.flush(0), self, timeout)
 
     async def wait_for_subscribers_async(self, n: int = 1, timeout: float | None = None) -> bool:
         """`wait_for_subscribers` for asyncio."""
-        from .aio import in_slices
+        from .aio import until
 
-        return await in_slices(lambda seconds: self.wait_for_subscribers(n, seconds), timeout)
+        return await until(lambda: self.wait_for_subscribers(n, 0), self, timeout)
 
     def stats(self) -> PublisherStats:
         """Counts of this publisher; still works after close()."""
@@ -644,6 +684,16 @@ class Publisher(CorePublisher[T]):
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Publisher cannot be pickled; open a node in the worker")
 
+    async def _publish_draft(self, draft: Draft) -> int:
+        """Also what `Loan.publish_async` calls."""
+        return await (self._queues or self._make_queues()).publish(self, draft)
+
+    def _make_queues(self) -> Queues:
+        from .turns import Queues
+
+        self._queues = Queues()
+        return self._queues
+
     def _check_lends_arrays(self) -> None:
         if "ndarray" not in self._codec.lends:
             raise ConfigError(
@@ -659,38 +709,32 @@ class Subscriber(CoreSubscriber[T]):
     it also closes when nothing refers to it.
     """
 
-    __slots__ = ("__weakref__", "_node", "_waiters")
+    __slots__ = ("__weakref__", "_node", "_receivers")
 
     _node: Node
-    _waiters: Waiters | None
+    _receivers: Receivers | None
 
     async def receive_async(self, timeout: float | None = None) -> Sample[T]:
         """`receive` for asyncio; cancelling it never loses a sample."""
-        from .aio import receive
-
-        return await receive(self, self._waiters_of_all_loops(), timeout)
+        return await (self._receivers or self._make_receivers()).receive(self, timeout)
 
     async def receive_many_async(
         self, max: int | None = None, timeout: float | None = None
     ) -> list[Sample[T]]:
         """`receive_many` for asyncio; cancelling it never loses a sample."""
-        from .aio import receive_many
-
-        return await receive_many(self, self._waiters_of_all_loops(), max, timeout)
+        return await (self._receivers or self._make_receivers()).receive_many(self, max, timeout)
 
     async def wait_for_publishers_async(self, n: int = 1, timeout: float | None = None) -> bool:
         """`wait_for_publishers` for asyncio."""
-        from .aio import in_slices
+        from .aio import until
 
-        return await in_slices(lambda seconds: self.wait_for_publishers(n, seconds), timeout)
+        return await until(lambda: self.wait_for_publishers(n, 0), self, timeout)
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Sample[T]:
-        from .aio import next_of
-
-        return await next_of(self, self._waiters_of_all_loops())
+    def __anext__(self) -> Coroutine[Any, Any, Sample[T]]:
+        return (self._receivers or self._make_receivers()).next(self)
 
     def stats(self) -> SubscriberStats:
         """Counts of this subscriber; still works after close()."""
@@ -720,12 +764,11 @@ class Subscriber(CoreSubscriber[T]):
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Subscriber cannot be pickled; open a node in the worker")
 
-    def _waiters_of_all_loops(self) -> Waiters:
-        if self._waiters is None:
-            from .aio import Waiters
+    def _make_receivers(self) -> Receivers:
+        from .aio import Receivers
 
-            self._waiters = Waiters()
-        return self._waiters
+        self._receivers = Receivers()
+        return self._receivers
 
 
 class ArrayLoan:

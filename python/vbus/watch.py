@@ -18,11 +18,14 @@ from .records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from types import TracebackType
     from typing import Any, NoReturn, Self
 
+    from ._vbus import Ear
     from ._vbus import Watch as CoreWatch
-    from .aio import Waiters
+    from .aio import Receivers
+    from .errors import Timeout
     from .node import Node
     from .records import Event
 
@@ -38,12 +41,12 @@ class Watch:
     counts. Close it, or use it in `with`; it also closes when nothing refers to it.
     """
 
-    __slots__ = ("__weakref__", "_core", "_node", "_waiters")
+    __slots__ = ("__weakref__", "_core", "_node", "_receivers")
 
     def __init__(self, node: Node, core: CoreWatch) -> None:
         self._node = node
         self._core = core
-        self._waiters: Waiters | None = None
+        self._receivers: Receivers | None = None
 
     @property
     def closed(self) -> bool:
@@ -68,24 +71,27 @@ class Watch:
         """Waits for one event, `timeout` seconds at most, then returns what waits, up to `max`.
 
         Timeout and Closed as for `receive`; ValueError for a `max` below 1."""
+        if events := self.receive_many_nowait(max):
+            return events
+        first = self.receive(timeout)
+        return [first] if max == 1 else [first, *self._rest(None if max is None else max - 1)]
+
+    def receive_many_nowait(self, max: int | None = None) -> list[Event]:
+        """What waits, up to `max`; nothing if nothing does. Closed when the watch is."""
         if max is not None and max < 1:
             raise ValueError(f"max is {max}; give 1 or more, or None for all that wait")
-        events = [self.receive(timeout)]
-        while max is None or len(events) < max:
-            try:
-                event = self.receive_nowait()
-            except Closed:
-                break
-            if event is None:
-                break
-            events.append(event)
-        return events
+        first = self.receive_nowait()
+        if first is None:
+            return []
+        return [first] if max == 1 else [first, *self._rest(None if max is None else max - 1)]
 
     async def receive_async(self, timeout: float | None = None) -> Event:
         """`receive` for asyncio; cancelling it never loses an event."""
-        from .aio import receive
+        return await (self._receivers or self._make_receivers()).receive(self, timeout)
 
-        return await receive(self, self._waiters_of_all_loops(), timeout)
+    async def receive_many_async(self, max: int | None = None, timeout: float | None = None) -> list[Event]:
+        """`receive_many` for asyncio; cancelling it never loses an event."""
+        return await (self._receivers or self._make_receivers()).receive_many(self, max, timeout)
 
     def fileno(self) -> int:
         """A file that is readable while an event waits or the watch is closed; never read from it."""
@@ -107,10 +113,8 @@ class Watch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
-        from .aio import next_of
-
-        return await next_of(self, self._waiters_of_all_loops())
+    def __anext__(self) -> Coroutine[Any, Any, Event]:
+        return (self._receivers or self._make_receivers()).next(self)
 
     def __enter__(self) -> Self:
         return self
@@ -134,12 +138,39 @@ class Watch:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Watch cannot be pickled; open a node in the worker")
 
-    def _waiters_of_all_loops(self) -> Waiters:
-        if self._waiters is None:
-            from .aio import Waiters
+    def ear(self) -> Ear:
+        """A file of one's own that is readable when `fileno` is; what an event loop watches."""
+        return self._core.ear()
 
-            self._waiters = Waiters()
-        return self._waiters
+    def soon(self, look: bool) -> Event | None:
+        """`receive_nowait`: events are too rare to look for them."""
+        return self.receive_nowait()
+
+    def rested(self, seconds: float) -> None:
+        """Nothing is learnt from it."""
+
+    def timed_out(self, timeout: float) -> Timeout:
+        """The error of a `receive` that waited so long."""
+        return self._core.timed_out(timeout)
+
+    def _rest(self, most: int | None) -> list[Event]:
+        """What still waits, up to `most`."""
+        events: list[Event] = []
+        while most is None or len(events) < most:
+            try:
+                event = self.receive_nowait()
+            except Closed:
+                break
+            if event is None:
+                break
+            events.append(event)
+        return events
+
+    def _make_receivers(self) -> Receivers:
+        from .aio import Receivers
+
+        self._receivers = Receivers()
+        return self._receivers
 
 
 def _record(happened: tuple[Any, ...]) -> Event:

@@ -1,6 +1,8 @@
 //! The Python binding of vbus: every function takes, calls and converts.
 
 mod convert;
+mod draft;
+mod ear;
 mod errors;
 mod loan;
 mod look;
@@ -22,7 +24,12 @@ fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<publisher::Publisher>()?;
     module.add_class::<loan::Loan>()?;
     module.add_class::<look::Look>()?;
+    module.add_class::<draft::Draft>()?;
+    module.add_class::<draft::Room>()?;
     module.add_class::<subscriber::Subscriber>()?;
+    module.add_class::<ear::Ear>()?;
+    module.add_class::<ear::Ears>()?;
+    module.add_class::<ear::News>()?;
     module.add_class::<sample::Sample>()?;
     module.add_class::<watch::Watch>()?;
     module.add_function(wrap_pyfunction!(convert::check_topic, module)?)?;

@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyMemoryView};
-use pyo3::{ffi, intern};
-use vbus_core::bus;
+use pyo3::{PyTraverseError, PyVisit, ffi, intern};
+use vbus_core::bus::{self, Blocked};
 
-use crate::publisher::Door;
+use crate::draft::Draft;
+use crate::publisher::{Door, Publisher, wall_clock_ns};
 
 /// Memory borrowed from the bus.
 #[pyclass(frozen, module = "vbus._vbus")]
 pub(crate) struct Loan {
     door: Arc<Door>,
+    publisher: Py<Publisher>,
     shared: Arc<Shared>,
     /// Views that were given out: released when the loan ends.
     views: Mutex<Vec<Py<PyAny>>>,
@@ -77,10 +79,10 @@ impl LoanMemory {
 }
 
 impl Loan {
-    pub(crate) fn new(door: Arc<Door>, loan: bus::Loan) -> Self {
+    pub(crate) fn new(door: Arc<Door>, publisher: Py<Publisher>, loan: bus::Loan) -> Self {
         let nbytes = loan.len();
         let state = Mutex::new(State { loan: Some(loan), kept: None, exports: 0 });
-        Self { door, shared: Arc::new(Shared { state }), views: Mutex::default(), nbytes }
+        Self { door, publisher, shared: Arc::new(Shared { state }), views: Mutex::default(), nbytes }
     }
 
     /// Releases the views that were given out; those that others were made from stay, and keep the memory.
@@ -96,6 +98,29 @@ impl Loan {
         }
     }
 
+    /// Publishes it, if there is room.
+    pub(crate) fn attempt(&self, py: Python<'_>) -> PyResult<Result<u64, Box<Blocked>>> {
+        let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
+        let tried = self.door.get(py).and_then(|inner| {
+            inner.try_publish(&loan, wall_clock_ns()).map_err(|error| self.door.error(py, &error))
+        });
+        if let Ok(Ok(_)) = tried {
+            self.end(py, loan);
+        } else {
+            self.shared.lock().loan = Some(loan);
+        }
+        tried
+    }
+
+    /// It was published or discarded: its views end, and its memory is kept for those made from them.
+    fn end(&self, py: Python<'_>, loan: bus::Loan) {
+        self.release_views(py);
+        let mut state = self.shared.lock();
+        if state.exports > 0 {
+            state.kept = loan.keep();
+        }
+    }
+
     fn over() -> PyErr {
         PyValueError::new_err("the loan was published or discarded already; loan again")
     }
@@ -103,6 +128,10 @@ impl Loan {
 
 #[pymethods]
 impl Loan {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.publisher)
+    }
+
     /// The memory to fill: a writable memoryview. ValueError once it was published or discarded.
     #[getter]
     fn buffer<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -144,28 +173,24 @@ impl Loan {
         // Taken out, so that the lock is not held while the publisher waits.
         let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
         let published = self.door.publish(py, &loan);
-        if published.is_err() {
+        if published.is_ok() {
+            self.end(py, loan);
+        } else {
             self.shared.lock().loan = Some(loan);
-            return published;
         }
-        self.release_views(py);
-        let mut state = self.shared.lock();
-        if state.exports > 0 {
-            state.kept = loan.keep();
-        }
-        drop(state);
-        drop(loan);
         published
+    }
+
+    fn publish_async<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let draft = Draft::of_loan(Arc::clone(&this.door), slf.clone().unbind());
+        this.publisher.bind(slf.py()).call_method1(intern!(slf.py(), "_publish_draft"), (draft,))
     }
 
     /// Give the memory back unpublished; nothing happens if it is over already.
     fn discard(&self, py: Python<'_>) {
         let Some(loan) = self.shared.lock().loan.take() else { return };
-        self.release_views(py);
-        let mut state = self.shared.lock();
-        if state.exports > 0 {
-            state.kept = loan.keep();
-        }
+        self.end(py, loan);
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

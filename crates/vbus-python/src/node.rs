@@ -13,6 +13,7 @@ use vbus_core::bus::{NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
 use vbus_core::shm::meeting;
 
 use crate::convert::{dropped_dict, peer_tuple, qos_dict};
+use crate::ear::News;
 use crate::errors::{self, Kind, from_node, plain};
 use crate::waiting::{count_from, deadline_from, wait_in_steps};
 use crate::watch::{Watch, endpoint_parts};
@@ -111,6 +112,10 @@ impl Node {
             self.open(py)?;
         }
         Ok(enough)
+    }
+
+    fn news(&self, py: Python<'_>) -> PyResult<News> {
+        News::new(py, self.inner(py)?.news())
     }
 
     fn topic_dicts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {

@@ -11,6 +11,8 @@ use vbus_core::bus::meta::{Encoding, Meta};
 use vbus_core::bus::{self, Blocked, PublishError};
 
 use crate::convert::{dropped_dict, link_dict, qos_from};
+use crate::draft::{Draft, Room};
+use crate::ear::News;
 use crate::errors::{self, Details, Kind, from_node, from_publish, raise};
 use crate::loan::Loan;
 use crate::node::Node;
@@ -47,11 +49,11 @@ pub(crate) struct Door {
 
 impl Door {
     /// The publisher, unless this is the child of a fork.
-    fn get(&self, py: Python<'_>) -> PyResult<&bus::Publisher> {
+    pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&bus::Publisher> {
         if self.born.is_current() { Ok(&self.inner) } else { Err(errors::forked(py, "publisher")) }
     }
 
-    fn error(&self, py: Python<'_>, error: &PublishError) -> PyErr {
+    pub(crate) fn error(&self, py: Python<'_>, error: &PublishError) -> PyErr {
         from_publish(py, self.inner.topic(), error)
     }
 
@@ -117,24 +119,15 @@ impl Door {
         encoding: &Encoding,
         meta: &Meta,
     ) -> PyResult<bus::Loan> {
-        if len >= COPY_WITHOUT_GIL && !self.get(py)?.has_room_for(len) {
-            // New memory is made and cleared, which takes its time.
-            return self
-                .persist(py, patience, |inner| py.detach(|| inner.try_loan(len, encoding.clone(), meta)));
-        }
-        self.persist(py, patience, |inner| inner.try_loan(len, encoding.clone(), meta))
+        self.persist(py, patience, |inner| try_loan(py, inner, len, encoding, meta))
     }
 
     /// Publishes a loan, waited for if the contract says so.
     pub(crate) fn publish(&self, py: Python<'_>, loan: &bus::Loan) -> PyResult<u64> {
-        self.publish_loan(py, Patience::Offered, loan)
+        self.persist(py, Patience::Offered, |inner| inner.try_publish(loan, wall_clock_ns()))
     }
 
-    fn publish_loan(&self, py: Python<'_>, patience: Patience, loan: &bus::Loan) -> PyResult<u64> {
-        self.persist(py, patience, |inner| inner.try_publish(loan, wall_clock_ns()))
-    }
-
-    /// Publishes a payload of several parts: copied at once if it is small, else into a loan.
+    /// Publishes a payload of several parts, waited for if the contract says so.
     fn publish_parts(
         &self,
         py: Python<'_>,
@@ -143,15 +136,54 @@ impl Door {
         encoding: &Encoding,
         meta: &Meta,
     ) -> PyResult<u64> {
-        let len = parts.iter().map(|part| part.len()).sum();
-        if len < COPY_AT_ONCE || !self.get(py)?.has_audience() {
-            let copy =
-                |inner: &bus::Publisher| inner.try_publish_copy(parts, encoding, meta, wall_clock_ns());
-            return self.persist(py, patience, copy);
+        let mut parcel = Parcel { parts, encoding, meta, loan: None };
+        self.persist(py, patience, |inner| parcel.attempt(py, inner))
+    }
+}
+
+/// A payload of several parts on its way: copied at once if it is small, else into a loan, which is kept until
+/// there is room.
+pub(crate) struct Parcel<'a> {
+    pub(crate) parts: &'a [&'a [u8]],
+    pub(crate) encoding: &'a Encoding,
+    pub(crate) meta: &'a Meta,
+    pub(crate) loan: Option<bus::Loan>,
+}
+
+impl Parcel<'_> {
+    /// Publishes it, if there is room.
+    pub(crate) fn attempt(
+        &mut self,
+        py: Python<'_>,
+        inner: &bus::Publisher,
+    ) -> Result<Result<u64, Box<Blocked>>, PublishError> {
+        let len = self.parts.iter().map(|part| part.len()).sum();
+        if self.loan.is_none() {
+            if len < COPY_AT_ONCE || !inner.has_audience() {
+                return inner.try_publish_copy(self.parts, self.encoding, self.meta, wall_clock_ns());
+            }
+            match self.borrow(py, inner, len)? {
+                Ok(loan) => self.loan = Some(loan),
+                Err(blocked) => return Ok(Err(blocked)),
+            }
         }
-        let mut loan = self.loan(py, patience, len, encoding, meta)?;
+        let loan = self.loan.as_ref().expect("borrowed above");
+        inner.try_publish(loan, wall_clock_ns())
+    }
+
+    /// A loan with the payload in it.
+    fn borrow(
+        &self,
+        py: Python<'_>,
+        inner: &bus::Publisher,
+        len: usize,
+    ) -> Result<Result<bus::Loan, Box<Blocked>>, PublishError> {
+        let mut loan = match try_loan(py, inner, len, self.encoding, self.meta)? {
+            Ok(loan) => loan,
+            Err(blocked) => return Ok(Err(blocked)),
+        };
         let mut copy = || {
-            parts.iter().fold(0, |at, part| {
+            self.parts.iter().fold(0, |at, part| {
                 loan.write(at, part);
                 at + part.len()
             })
@@ -161,8 +193,23 @@ impl Door {
         } else {
             py.detach(copy)
         };
-        self.publish_loan(py, patience, &loan)
+        Ok(Ok(loan))
     }
+}
+
+/// Memory for `len` bytes, if there is some.
+fn try_loan(
+    py: Python<'_>,
+    inner: &bus::Publisher,
+    len: usize,
+    encoding: &Encoding,
+    meta: &Meta,
+) -> Result<Result<bus::Loan, Box<Blocked>>, PublishError> {
+    if len >= COPY_WITHOUT_GIL && !inner.has_room_for(len) {
+        // New memory is made and cleared, which takes its time.
+        return py.detach(|| inner.try_loan(len, encoding.clone(), meta));
+    }
+    inner.try_loan(len, encoding.clone(), meta)
 }
 
 #[pymethods]
@@ -224,7 +271,7 @@ impl Publisher {
         value: &Bound<'_, PyAny>,
         headers: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
-        let mut meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
+        let meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
         if self.raw {
             if let Ok(bytes) = value.cast::<PyBytes>() {
                 return self.door.publish_parts(
@@ -247,9 +294,7 @@ impl Publisher {
                 );
             }
         }
-        self.door.get(py)?;
-        let encoded =
-            self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))?;
+        let encoded = self.call_encoder(py, value)?;
         if let Ok(bytes) = encoded.cast::<PyBytes>() {
             return self.door.publish_parts(
                 py,
@@ -259,9 +304,48 @@ impl Publisher {
                 &meta,
             );
         }
-        let (name, buffers, codec): (String, Vec<Bound<'_, PyAny>>, Vec<u8>) = encoded.extract()?;
-        meta.codec = codec;
-        self.publish_buffers(py, Patience::Offered, &name, &buffers, &meta)
+        let encoded = Encoded::unpack(encoded, meta)?;
+        let buffers = encoded.parts.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
+        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
+        self.door.publish_parts(py, Patience::Offered, &parts, &encoded.encoding, &encoded.meta)
+    }
+
+    #[pyo3(signature = (value, headers))]
+    fn attempt<'py>(
+        &self,
+        py: Python<'py>,
+        value: &Bound<'py, PyAny>,
+        headers: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let draft = self.draft(py, value, headers)?;
+        match draft.attempt(py)? {
+            Some(sequence) => Ok(sequence.into_pyobject(py)?.into_any()),
+            None => Ok(Bound::new(py, draft)?.into_any()),
+        }
+    }
+
+    #[pyo3(signature = (value, headers))]
+    fn draft<'py>(
+        &self,
+        py: Python<'py>,
+        value: &Bound<'py, PyAny>,
+        headers: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Draft> {
+        let meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
+        let bytes_like = value.is_instance_of::<PyBytes>()
+            || value.is_instance_of::<PyByteArray>()
+            || value.is_instance_of::<PyMemoryView>();
+        let encoded = if self.raw && bytes_like && Buffer::contiguous(value).is_some() {
+            Encoded { parts: vec![value.clone()], encoding: Encoding::Raw, meta }
+        } else {
+            Encoded::unpack(self.call_encoder(py, value)?, meta)?
+        };
+        let parts = encoded.parts.into_iter().map(Bound::unbind).collect();
+        Ok(Draft::of_value(Arc::clone(&self.door), parts, encoded.encoding, encoded.meta))
+    }
+
+    fn room(&self, py: Python<'_>) -> PyResult<Room> {
+        Room::new(py, &self.door)
     }
 
     /// Publishes what was encoded already, and waits `timeout` seconds for room, whatever `block_timeout` is.
@@ -283,9 +367,10 @@ impl Publisher {
     /// The contents are undefined at first. For types None and bytes, else ConfigError. TooLarge beyond
     /// `max_size`.
     #[pyo3(signature = (nbytes, *, headers=None))]
-    fn loan(&self, py: Python<'_>, nbytes: i64, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Loan> {
-        if !self.raw {
-            let topic = self.topic();
+    fn loan(slf: &Bound<'_, Self>, nbytes: i64, headers: Option<&Bound<'_, PyAny>>) -> PyResult<Loan> {
+        let (py, this) = (slf.py(), slf.get());
+        if !this.raw {
+            let topic = this.topic();
             let message = format!(
                 "a loan of bytes is for the types None and bytes, which {topic:?} has not; use publish()"
             );
@@ -296,24 +381,24 @@ impl Publisher {
                 &Details { topic: Some(topic), ..Details::default() },
             ));
         }
-        self.raw_loan(py, nbytes, headers, "raw", &[])
+        Self::raw_loan(slf, nbytes, headers, "raw", &[])
     }
 
     /// A loan with an encoding of the caller's choice (what `loan` and `loan_array` are made of).
     fn raw_loan(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         nbytes: i64,
         headers: Option<&Bound<'_, PyAny>>,
         encoding: &str,
         meta: &[u8],
     ) -> PyResult<Loan> {
-        let meta = Meta { codec: meta.to_vec(), headers: self.headers_from(headers)? };
+        let (py, this) = (slf.py(), slf.get());
+        let meta = Meta { codec: meta.to_vec(), headers: this.headers_from(headers)? };
         let len = usize::try_from(nbytes).map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!("nbytes is {nbytes}; a loan has 0 bytes or more"))
         })?;
-        let loan = self.door.loan(py, Patience::Offered, len, &Encoding::from_name(encoding), &meta)?;
-        Ok(Loan::new(Arc::clone(&self.door), loan))
+        let loan = this.door.loan(py, Patience::Offered, len, &Encoding::from_name(encoding), &meta)?;
+        Ok(Loan::new(Arc::clone(&this.door), slf.clone().unbind(), loan))
     }
 
     /// Wait until `n` subscribers are linked; whether they are.
@@ -327,6 +412,10 @@ impl Publisher {
             wait_in_steps(py, deadline, |step| inner.wait_for_subscribers(n, step) || inner.is_closed())?;
         self.open(py)?;
         Ok(enough)
+    }
+
+    fn news(&self, py: Python<'_>) -> PyResult<News> {
+        News::new(py, self.door.get(py)?.news())
     }
 
     /// Wait until everything reliable is with every subscriber's node; whether it is.
@@ -364,6 +453,25 @@ impl Publisher {
     }
 }
 
+/// A value as it travels.
+struct Encoded<'py> {
+    parts: Vec<Bound<'py, PyAny>>,
+    encoding: Encoding,
+    meta: Meta,
+}
+
+impl<'py> Encoded<'py> {
+    /// What an encoder gave.
+    fn unpack(encoded: Bound<'py, PyAny>, mut meta: Meta) -> PyResult<Self> {
+        if encoded.is_instance_of::<PyBytes>() {
+            return Ok(Self { parts: vec![encoded], encoding: Encoding::Msgpack, meta });
+        }
+        let (name, parts, codec): (String, Vec<Bound<'py, PyAny>>, Vec<u8>) = encoded.extract()?;
+        meta.codec = codec;
+        Ok(Self { parts, encoding: Encoding::from_name(&name), meta })
+    }
+}
+
 impl Publisher {
     fn publish_buffers(
         &self,
@@ -376,6 +484,11 @@ impl Publisher {
         let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
         let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
         self.door.publish_parts(py, patience, &parts, &Encoding::from_name(encoding), meta)
+    }
+
+    fn call_encoder<'py>(&self, py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.door.get(py)?;
+        self.encoder.bind(py).call1((value,)).inspect_err(|error| self.name_topic(py, error))
     }
 
     fn open(&self, py: Python<'_>) -> PyResult<()> {
@@ -424,19 +537,19 @@ fn type_name(value: &Bound<'_, PyAny>) -> String {
 }
 
 /// The wall clock, `time.time_ns()`.
-fn wall_clock_ns() -> u64 {
+pub(crate) fn wall_clock_ns() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
 }
 
 /// The bytes of an object, exported for as long as this lives.
-struct Buffer<'py> {
+pub(crate) struct Buffer<'py> {
     view: Box<ffi::Py_buffer>,
     _py: Python<'py>,
 }
 
 impl<'py> Buffer<'py> {
     /// The contiguous bytes of `value`, or the BufferError that it raises.
-    fn get(value: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(crate) fn get(value: &Bound<'py, PyAny>) -> PyResult<Self> {
         let mut view = Box::new(ffi::Py_buffer::new());
         // SAFETY: the GIL is held, `view` is ours and stays where it is; it is released in `drop`.
         let failed = unsafe { ffi::PyObject_GetBuffer(value.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) };
@@ -452,7 +565,7 @@ impl<'py> Buffer<'py> {
         Self::get(value).ok()
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         if self.view.len == 0 {
             return &[];
         }

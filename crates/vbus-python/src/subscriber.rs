@@ -11,6 +11,7 @@ use vbus_core::base::fork::Generation;
 use vbus_core::bus;
 
 use crate::convert::{dropped_dict, link_dict, qos_from};
+use crate::ear::{Ear, News};
 use crate::errors::{self, Details, Kind, closed_subscriber, from_node, raise};
 use crate::node::Node;
 use crate::sample::{Reading, Sample};
@@ -149,18 +150,36 @@ impl Subscriber {
         Ok(found.map(|sample| Sample::new(sample, &self.reading)))
     }
 
+    fn soon(&self, py: Python<'_>, look: bool) -> PyResult<Option<Sample>> {
+        let inner = self.inner(py)?;
+        let glance = || inner.glance().map_err(|bus::Closed| self.closed_error(py));
+        let mut found = glance()?;
+        if found.is_none() && look && py.detach(|| inner.look(None)) {
+            found = glance()?;
+        }
+        Ok(found.map(|sample| Sample::new(sample, &self.reading)))
+    }
+
+    fn rested(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        self.inner(py)?.rested(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        Ok(())
+    }
+
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match self.inner(py)?.try_receive() {
+            Ok(Some(sample)) => Ok(Bound::new(py, Sample::new(sample, &self.reading))?.into_any()),
+            Ok(None) => Ok(py.None().into_bound(py)),
+            Err(bus::Closed) => Ok(false.into_pyobject(py)?.to_owned().into_any()),
+        }
+    }
+
     /// What waits, up to `max` samples (1 or more; None for all); waits for at least one.
     ///
     /// `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
     /// `max` below 1 or a negative timeout.
     #[pyo3(signature = (max=None, timeout=None))]
     fn receive_many(&self, py: Python<'_>, max: Option<i64>, timeout: Option<f64>) -> PyResult<Vec<Sample>> {
-        let most = match max {
-            None => usize::MAX,
-            Some(max) => usize::try_from(max).ok().filter(|&max| max >= 1).ok_or_else(|| {
-                PyValueError::new_err(format!("max is {max}; give 1 or more, or None for all that wait"))
-            })?,
-        };
+        let most = most_from(max)?;
         let take = |inner: &bus::Subscriber| {
             let samples = inner.try_receive_many(most)?;
             Ok(if samples.is_empty() { None } else { Some(samples) })
@@ -194,6 +213,21 @@ impl Subscriber {
         Ok(())
     }
 
+    #[pyo3(signature = (max=None))]
+    fn receive_many_nowait(&self, py: Python<'_>, max: Option<i64>) -> PyResult<Vec<Sample>> {
+        let samples = self.inner(py)?.try_receive_many(most_from(max)?);
+        let samples = samples.map_err(|bus::Closed| self.closed_error(py))?;
+        Ok(samples.into_iter().map(|sample| Sample::new(sample, &self.reading)).collect())
+    }
+
+    fn timed_out(&self, py: Python<'_>, timeout: f64) -> PyErr {
+        self.timeout_error(py, Some(timeout))
+    }
+
+    fn ear(&self, py: Python<'_>) -> PyResult<Ear> {
+        Ear::new(py, self.inner(py)?.ear())
+    }
+
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }
@@ -225,6 +259,10 @@ impl Subscriber {
         if inner.is_closed() { Err(self.closed_error(py)) } else { Ok(enough) }
     }
 
+    fn news(&self, py: Python<'_>) -> PyResult<News> {
+        News::new(py, self.inner(py)?.news())
+    }
+
     /// What `stats` is made of.
     fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.inner(py)?.stats();
@@ -250,4 +288,12 @@ impl Subscriber {
             py.detach(|| self.inner.close());
         }
     }
+}
+
+/// How many samples one call takes at most.
+fn most_from(max: Option<i64>) -> PyResult<usize> {
+    let Some(max) = max else { return Ok(usize::MAX) };
+    usize::try_from(max).ok().filter(|&max| max >= 1).ok_or_else(|| {
+        PyValueError::new_err(format!("max is {max}; give 1 or more, or None for all that wait"))
+    })
 }

@@ -9,6 +9,7 @@ use vbus_core::bus;
 use vbus_core::bus::events::{Endpoint, Event, Happening, Leaving};
 
 use crate::convert::peer_tuple;
+use crate::ear::Ear;
 use crate::errors::{self, Kind, plain};
 use crate::waiting::{check_timeout, deadline_from, is_over, wait_interruptibly};
 
@@ -60,8 +61,7 @@ impl Watch {
                 return Ok(event);
             }
             if is_over(deadline) {
-                let message = format!("nothing happened in {} s", timeout.unwrap_or_default());
-                return Err(plain(py, Kind::Timeout, &message));
+                return Err(self.timed_out(py, timeout.unwrap_or_default()));
             }
             wait_interruptibly(py, deadline, |until, mask| inner.wait(until, Some(mask)))?;
         }
@@ -69,6 +69,14 @@ impl Watch {
 
     fn receive_tuple_nowait<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         self.take(py)
+    }
+
+    fn timed_out(&self, py: Python<'_>, timeout: f64) -> PyErr {
+        plain(py, Kind::Timeout, &format!("nothing happened in {timeout} s"))
+    }
+
+    fn ear(&self, py: Python<'_>) -> PyResult<Ear> {
+        Ear::new(py, self.inner(py)?.ear())
     }
 
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {

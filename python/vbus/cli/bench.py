@@ -76,6 +76,10 @@ def run(argv: Sequence[str]) -> int:
         from . import bench_types
 
         figures, baseline = bench_types.measure(options.quick, options.domain), bench_types.BY_HAND
+    elif options.what == "asyncio":
+        from . import bench_asyncio
+
+        figures, baseline = bench_asyncio.measure(options.quick, plan.domain), bench_asyncio.BLOCKING
     else:
         figures, baseline = measure(plan), SOCKET
     if options.json:
@@ -93,9 +97,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "what",
         nargs="?",
-        choices=("bus", "types"),
+        choices=("bus", "types", "asyncio"),
         default="bus",
-        help="bus: beside a Unix socket (default); types: typed values beside msgspec by hand",
+        help="bus: beside a Unix socket (default); types: typed values beside msgspec by hand; "
+        "asyncio: receive_async beside receive",
     )
     result.add_argument("--quick", action="store_true", help="two sizes, half a second each; fewer rounds")
     result.add_argument("--json", action="store_true", help="one JSON object per figure")
@@ -196,6 +201,10 @@ def on_processor(which: int) -> Generator[None]:
 
 def work(task: str, domain: str, size: int, boss: Connection, peer: socket.socket) -> None:
     """What a worker process does."""
+    if task not in TASKS:
+        from . import bench_asyncio
+
+        TASKS.update(bench_asyncio.TASKS)
     TASKS[task](domain, size, boss, peer)
 
 

@@ -64,24 +64,37 @@ impl Descriptor {
         };
     }
 
-    /// Silences a bell. False: the other side closed it, it will never ring again.
-    pub fn silence(&self) -> bool {
+    /// Silences a bell.
+    pub fn silence(&self) -> Heard {
         let mut rings = [0; 4096];
         if self.is_event {
-            let _ = rustix::io::read(self, &mut rings[..8]);
-            return true;
+            let read = rustix::io::read(self, &mut rings[..8]);
+            return if read.is_ok() { Heard::News } else { Heard::Nothing };
         }
+        let mut heard = Heard::Nothing;
         // Not without end: a neighbour may ring faster than we listen.
         for _ in 0..64 {
             match rustix::net::recv(self, &mut rings[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return false,
-                Ok((count, _)) if count == rings.len() => {}
-                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
-                Err(_) => return false,
+                Ok((0, _)) => return Heard::End,
+                Ok((count, _)) if count == rings.len() => heard = Heard::News,
+                Ok(_) => return Heard::News,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return heard,
+                Err(_) => return Heard::End,
             }
         }
-        true
+        heard
     }
+}
+
+/// What a bell that was silenced had said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It had rung.
+    News,
+    /// It had not.
+    Nothing,
+    /// The other side closed it: it will never ring again.
+    End,
 }
 
 impl AsFd for Descriptor {

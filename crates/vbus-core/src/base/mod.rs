@@ -7,4 +7,5 @@ pub mod fork;
 pub mod id;
 pub mod lock;
 pub mod memory;
+pub mod news;
 pub mod notice;

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
 
+use super::ear::Ear;
 use super::pair::PeerInfo;
 use super::subscriber::{Closed, WaitOutcome};
 use super::topic;
@@ -141,6 +142,12 @@ impl Watch {
     /// A file that is readable while an event waits or the watch is closed.
     pub fn fileno(&self) -> RawFd {
         self.core.bell.as_raw_fd()
+    }
+
+    /// The same as a file of one's own, which stays open and becomes readable when the watch goes.
+    pub fn ear(&self) -> std::io::Result<Ear> {
+        let core = Arc::clone(&self.core);
+        Ear::of(&self.core.bell, core)
     }
 
     /// Whether it was closed, by itself or with its node.

@@ -2,6 +2,7 @@
 
 pub mod counters;
 mod driver;
+mod ear;
 pub mod events;
 mod explain;
 mod greeting;
@@ -15,6 +16,7 @@ mod outbox;
 mod pair;
 mod publisher;
 pub mod qos;
+mod room;
 mod secret;
 pub mod shape;
 mod spin;
@@ -22,11 +24,13 @@ mod stats;
 mod subscriber;
 pub mod topic;
 
+pub use ear::{Ear, Ears};
 pub use explain::Finding;
 pub use loan::{Kept, Loan};
 pub use node::{Node, NodeConfig, NodeError, TopicEntry, TopicMismatch, TopicPoint};
 pub use pair::PeerInfo;
 pub use publisher::{Blocked, PublishError, Publisher, Why};
+pub use room::{Ask, Room};
 pub use secret::{Secret, SecretError};
 pub use stats::{LinkStats, NodeStats, PublisherStats, SubscriberStats, named as named_drops};
 pub use subscriber::{Closed, Content, Sample, Source, Subscriber, WaitOutcome};

@@ -27,8 +27,9 @@ use crate::base::budget::Budget;
 use crate::base::descriptor::Descriptor;
 use crate::base::fork;
 use crate::base::id::Id;
-use crate::base::lock::{Condvar, Mutex, MutexGuard};
+use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::memory;
+use crate::base::news::News;
 use crate::base::notice::{Level, Notice, Notices};
 use crate::shm::board::{BOARD_ENTRIES, BoardEntry};
 use crate::shm::link::{ReturnPath, SegmentTable};
@@ -107,7 +108,7 @@ pub(crate) struct NodeCore {
     pub(super) counters: Option<Arc<Counters>>,
     pub(super) state: Mutex<State>,
     /// Something about neighbours changed.
-    pub(super) changed: Condvar,
+    pub(super) changed: News,
     tokens: AtomicU32,
     local_links: AtomicU32,
     born: fork::Generation,
@@ -407,6 +408,11 @@ impl Node {
         state.peers().count() >= n
     }
 
+    /// Rings when peers come or go, and when it is closed.
+    pub fn news(&self) -> io::Result<Arc<Descriptor>> {
+        self.core.changed.listen()
+    }
+
     /// Opens a publisher; returns when the subscribers that are there are linked.
     pub fn publisher(&self, topic: &str, shape: &str, qos: Qos) -> Result<Publisher, NodeError> {
         topic::check_topic(topic)?;
@@ -593,7 +599,7 @@ impl NodeCore {
             pidfd: pidfd.ok().map(Descriptor::new),
             counters: Counters::new().ok().map(Arc::new),
             state: Mutex::new(State { next_token: driver::FIRST_TOKEN, ..State::default() }),
-            changed: Condvar::default(),
+            changed: News::default(),
             tokens: AtomicU32::new(1),
             local_links: AtomicU32::new(1),
             born: fork::Generation::now(),

@@ -12,6 +12,7 @@ use super::meta::Meta;
 use super::out_link::{LinkKey, OutLink};
 use super::publisher::{Blocked, PublishError, PublisherCore, Why};
 use super::qos::OnFull;
+use super::room::Waiters;
 use super::spin::Spin;
 use super::stats::add_dropped;
 use crate::base::atomics::{Ordering, fence};
@@ -32,6 +33,7 @@ pub(super) struct Outbox {
     pub(super) ended: Ended,
     pub(super) blocked: Duration,
     pub(super) spin: Spin,
+    pub(super) waiters: Waiters,
     /// Something was pushed and nobody was told yet; never so when the lock is let go.
     pub(super) unannounced: bool,
     pub(super) closed: bool,
@@ -74,6 +76,7 @@ impl Outbox {
             ended: Ended::default(),
             blocked: Duration::ZERO,
             spin: Spin::default(),
+            waiters: Waiters::default(),
             unannounced: false,
             closed: false,
         }

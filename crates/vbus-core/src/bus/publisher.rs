@@ -3,7 +3,6 @@
 //! One lock of the process spans a publisher's sequence and its pushes: that of its `outbox`. No other process
 //! can make it wait.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +14,13 @@ use super::out_link::{Door, LinkKey, NewLink, OutLink};
 use super::outbox::{Copied, Filled, Outbox, position};
 use super::pair::{Pair, PeerInfo};
 use super::qos::{Offer, OnFull};
-use super::spin;
 use super::stats::{PublisherStats, add_dropped};
-use super::subscriber::WaitOutcome;
-use crate::base::atomics::{AtomicU64, Ordering, fence};
-use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
+use crate::base::atomics::{Ordering, fence};
+use crate::base::descriptor::Descriptor;
 use crate::base::fork;
 use crate::base::id::Id;
-use crate::base::lock::{Condvar, Mutex, MutexGuard};
-use crate::base::notice::Level;
+use crate::base::lock::{Mutex, MutexGuard};
+use crate::base::news::News;
 use crate::shm::board::BoardEntry;
 use crate::shm::layout::{Cause, Dropped, Slot, slot_bytes};
 use crate::shm::pool::{LinkIndex, Shortage};
@@ -33,10 +30,6 @@ use crate::wire::control::Message;
 /// From this size on, the slots that came back are collected before each loan, so that the one that is
 /// still in cache is used again.
 const LARGE: usize = 32 << 10;
-/// How often a publisher looks for what no bell tells it, while it waits.
-const POLL: Duration = Duration::from_millis(20);
-/// A publish that waited this long tells so.
-const LONG_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a sample was not published. Nobody got it, and no sequence number was used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -105,7 +98,7 @@ pub struct Blocked {
     pub peer: Arc<PeerInfo>,
     /// In numbers.
     pub why: Why,
-    link: LinkIndex,
+    pub(super) link: LinkIndex,
     fails: bool,
 }
 
@@ -165,7 +158,7 @@ impl Why {
 
 /// A publisher: the owner closes it by dropping it.
 pub struct Publisher {
-    core: Arc<PublisherCore>,
+    pub(super) core: Arc<PublisherCore>,
 }
 
 /// What the node knows of a publisher.
@@ -176,12 +169,11 @@ pub(crate) struct PublisherCore {
     pub(super) offer: Offer,
     pub(super) counter: u32,
     pub(super) counters: Option<Arc<Counters>>,
-    node: Arc<NodeCore>,
+    pub(super) node: Arc<NodeCore>,
     pub(super) state: Mutex<Outbox>,
     /// Rung by what happens in this process: takers of the same node, ends of links, `close`.
-    bell: Arc<Descriptor>,
-    waiters: AtomicU64,
-    changed: Condvar,
+    pub(super) bell: Arc<Descriptor>,
+    changed: News,
     pub(super) born: fork::Generation,
 }
 
@@ -332,43 +324,15 @@ impl Publisher {
         if blocked.fails { Err(PublishError::Full { blocked: Box::new(blocked.clone()) }) } else { Ok(()) }
     }
 
-    /// Waits until there may be room again. Having waited a second, the user is told, once.
-    pub fn wait_for_room(
-        &self,
-        blocked: &Blocked,
-        since: Instant,
-        deadline: Option<Instant>,
-        mask: Option<&SignalMask>,
-    ) -> WaitOutcome {
-        let outcome = self.core.wait_for_room(blocked, since, deadline, mask);
-        if since.elapsed() >= LONG_WAIT {
-            let core = &self.core;
-            core.node.notices.tell(
-                Level::Warning,
-                &format!("slow {} {}", core.id, blocked.subscriber),
-                || {
-                    format!(
-                        "publish has waited {:.1} s: {blocked}; {}",
-                        since.elapsed().as_secs_f64(),
-                        blocked.remedy()
-                    )
-                },
-            );
-        }
-        outcome
-    }
-
     /// The wait of a `publish` is over: adds to the time that all of them waited.
     pub fn count_blocked(&self, time: Duration) {
-        self.core.state.lock().blocked += time;
-        if let Some(counters) = &self.core.counters {
+        let mut state = self.core.state.lock();
+        state.blocked += time;
+        if let Some(counters) = &self.core.counters
+            && state.waiters.is_empty()
+        {
             counters.unblocked(self.core.counter);
         }
-    }
-
-    /// Looks for a short while whether there is room again, if that tends to help.
-    pub fn look_for_room(&self, blocked: &Blocked) -> bool {
-        self.core.look_for_room(blocked)
     }
 
     /// Waits until there are `n` subscribers; false when `timeout` is over first or it was closed.
@@ -380,6 +344,11 @@ impl Publisher {
             (state, over) = self.core.changed.wait_until(state, deadline);
         }
         state.open_links().count() >= n
+    }
+
+    /// Rings when subscribers come, and when it is closed.
+    pub fn news(&self) -> std::io::Result<Arc<Descriptor>> {
+        self.core.changed.listen()
     }
 
     /// Whether everything reliable is with every subscriber's node. In shared memory it is, once published.
@@ -426,8 +395,7 @@ impl PublisherCore {
             state: Mutex::new(Outbox::new(Arc::clone(&node.budget))),
             node,
             bell: Arc::new(Descriptor::event()?),
-            waiters: AtomicU64::new(0),
-            changed: Condvar::default(),
+            changed: News::default(),
             born: fork::Generation::now(),
         }))
     }
@@ -575,145 +543,6 @@ impl PublisherCore {
 
     pub(super) fn hoarding(&self, link: &OutLink) -> Why {
         Why::Hoard { samples: link.held(), bytes: link.outstanding_bytes, limit: self.node.budget.limit() }
-    }
-
-    fn look_for_room(&self, blocked: &Blocked) -> bool {
-        let time = self.state.lock().spin.plan();
-        if time.is_zero() {
-            return false;
-        }
-        let found = spin::look(time, || {
-            self.state.try_lock().is_none_or(|mut state| self.has_room(&mut state, blocked))
-        });
-        let mut state = self.state.lock();
-        if found {
-            state.spin.succeeded()
-        } else {
-            state.spin.failed()
-        }
-        found
-    }
-
-    /// Whether it is worth trying again.
-    fn has_room(&self, state: &mut Outbox, blocked: &Blocked) -> bool {
-        if state.closed {
-            return true;
-        }
-        if blocked.why.is_memory() {
-            let before: u64 = state.links.iter().flatten().map(|link| link.outstanding).sum();
-            state.collect();
-            return state.links.iter().flatten().map(|link| link.outstanding).sum::<u64>() < before;
-        }
-        match &mut state.links[blocked.link] {
-            Some(link) if link.subscriber == blocked.subscriber && link.is_open() => {
-                !link.is_full().unwrap_or(false)
-                    && link.pair.as_ref().is_none_or(|pair| !pair.is_backlogged())
-            }
-            _ => true,
-        }
-    }
-
-    fn wait_for_room(
-        &self,
-        blocked: &Blocked,
-        since: Instant,
-        deadline: Option<Instant>,
-        mask: Option<&SignalMask>,
-    ) -> WaitOutcome {
-        self.waiters.fetch_add(1, Ordering::Relaxed);
-        if let Some(counters) = &self.counters {
-            let waited = since.elapsed().as_nanos() as u64;
-            counters.blocked(self.counter, blocked.subscriber, monotonic_ns().saturating_sub(waited));
-        }
-        let outcome = self.sleep_for_room(blocked, since, deadline, mask);
-        // Whoever else waits may have been meant.
-        if self.waiters.fetch_sub(1, Ordering::AcqRel) > 1 {
-            self.bell.ring();
-        }
-        outcome
-    }
-
-    fn sleep_for_room(
-        &self,
-        blocked: &Blocked,
-        since: Instant,
-        deadline: Option<Instant>,
-        mask: Option<&SignalMask>,
-    ) -> WaitOutcome {
-        let start = Instant::now();
-        let (bells, deaf) = {
-            let mut state = self.state.lock();
-            let bells = self.ask_for_room(&mut state, blocked);
-            if self.has_room(&mut state, blocked) {
-                self.ask_no_more(&mut state);
-                return WaitOutcome::Ready;
-            }
-            // No bell tells what other publishers of the node free, what a program that closed its node gives
-            // back, that a socket has room again, or anything at all when there was no descriptor for one.
-            let deaf = blocked.why.is_memory() || matches!(blocked.why, Why::Silence) || bells.is_empty();
-            (bells, deaf)
-        };
-        let mut files: Vec<_> = bells.iter().map(|bell| bell.as_fd()).collect();
-        files.push(self.bell.as_fd());
-        // Up once after the first second, to tell the user; then as long as it takes.
-        let warn = (start < since + LONG_WAIT).then(|| since + LONG_WAIT);
-        let poll = deaf.then(|| start + POLL);
-        let until = [deadline, warn, poll].into_iter().flatten().min();
-        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let waited = wait_readable(&files, timeout, mask);
-        let mut state = self.state.lock();
-        self.ask_no_more(&mut state);
-        for bell in bells {
-            if !bell.silence() {
-                // Its hand went with the subscriber; left in place, it would keep us awake.
-                let its =
-                    |link: &&mut OutLink| link.space.as_ref().is_some_and(|its| Arc::ptr_eq(its, &bell));
-                state.links.iter_mut().flatten().filter(its).for_each(|link| link.space = None);
-            }
-        }
-        self.bell.silence();
-        state.spin.slept(start.elapsed());
-        match waited {
-            Ok(true) => WaitOutcome::Ready,
-            Ok(false) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => WaitOutcome::TimedOut,
-            Ok(false) => WaitOutcome::Ready,
-            Err(_) => WaitOutcome::Interrupted,
-        }
-    }
-
-    /// Has the subscribers ring when they take, or give back; the bells to wait on.
-    fn ask_for_room(&self, state: &mut Outbox, blocked: &Blocked) -> Vec<Arc<Descriptor>> {
-        let mut bells = Vec::new();
-        for (at, link) in state.links.iter_mut().enumerate() {
-            let Some(link) = link else { continue };
-            if !blocked.why.is_memory() && at != blocked.link {
-                continue;
-            }
-            if link.local.is_none()
-                && link.space.is_none()
-                && let (Some(pair), Ok((ear, hand))) = (&link.pair, Descriptor::bell())
-            {
-                pair.send(&Message::SpaceBell(link.number), &[&Arc::new(hand)]);
-                link.space = Some(Arc::new(ear));
-            }
-            link.memory.want_space().store(1, Ordering::Relaxed);
-            if blocked.why.is_memory() {
-                link.memory.want_slots().store(1, Ordering::Relaxed);
-            }
-            bells.extend(link.space.clone());
-        }
-        // Dekker with `InLink::take` and `ReturnPath::give_back`.
-        fence(Ordering::SeqCst);
-        bells
-    }
-
-    fn ask_no_more(&self, state: &mut Outbox) {
-        for link in state.links.iter().flatten() {
-            if link.memory.want_space().load(Ordering::Relaxed) != 0 {
-                link.memory.want_space().store(0, Ordering::Relaxed);
-                link.memory.want_slots().store(0, Ordering::Relaxed);
-            }
-        }
     }
 
     pub(super) fn stats(&self) -> PublisherStats {

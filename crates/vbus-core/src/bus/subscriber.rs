@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
+use super::ear::Ear;
 use super::inbox::{Ending, Inbox};
 use super::meta::{Encoding, Meta};
 use super::node::NodeCore;
@@ -16,10 +17,11 @@ use super::qos::Qos;
 use super::spin::{self, Spin};
 use super::stats::SubscriberStats;
 use crate::base::atomics::{AtomicU32, Ordering};
-use crate::base::descriptor::{Descriptor, SignalMask, wait_readable};
+use crate::base::descriptor::{Descriptor, Heard, SignalMask, wait_readable};
 use crate::base::fork;
 use crate::base::id::Id;
-use crate::base::lock::{Condvar, Mutex};
+use crate::base::lock::Mutex;
+use crate::base::news::News;
 use crate::shm::link::{ReadSegment, ReturnPath, SegmentTable, Taken};
 use crate::shm::pool::SegmentView;
 use crate::wire::bytes::Malformed;
@@ -156,7 +158,7 @@ pub(crate) struct SubscriberCore {
     watched: AtomicU32,
     /// Not zero while a nudge was not seen.
     nudged: AtomicU32,
-    changed: Condvar,
+    changed: News,
     /// Segments of publishers of the same node.
     local_tables: Mutex<HashMap<Id, Arc<SegmentTable>>>,
     /// Every way back that may still be used.
@@ -189,7 +191,7 @@ impl Subscriber {
         self.core.inbox.lock().publishers()
     }
 
-    /// Takes a sample that waits.
+    /// Takes a sample that waits. If none does, the file of `fileno` is quiet until one comes.
     pub fn try_receive(&self) -> Result<Option<Sample>, Closed> {
         let core = &self.core;
         let mut inbox = core.inbox.lock();
@@ -197,20 +199,35 @@ impl Subscriber {
             return Err(Closed);
         }
         let sample = inbox.take();
-        core.settle_if_observed(&mut inbox);
+        if sample.is_none() {
+            core.settle_if_watched(&mut inbox);
+        }
         Ok(sample)
     }
 
-    /// Takes up to `max` samples that wait.
+    /// The same, but leaves the file as it is: for who looks again before it waits.
+    pub fn glance(&self) -> Result<Option<Sample>, Closed> {
+        let mut inbox = self.core.inbox.lock();
+        if inbox.closed { Err(Closed) } else { Ok(inbox.take()) }
+    }
+
+    /// Takes up to `max` samples that wait. If none does, the file of `fileno` is quiet until one comes.
     pub fn try_receive_many(&self, max: usize) -> Result<Vec<Sample>, Closed> {
         let core = &self.core;
         let mut inbox = core.inbox.lock();
         if inbox.closed {
             return Err(Closed);
         }
-        let samples = std::iter::from_fn(|| inbox.take()).take(max).collect();
-        core.settle_if_observed(&mut inbox);
+        let samples: Vec<_> = std::iter::from_fn(|| inbox.take()).take(max).collect();
+        if samples.is_empty() {
+            core.settle_if_watched(&mut inbox);
+        }
         Ok(samples)
+    }
+
+    /// Somebody waited so long for the file; by this `look` learns whether it is worth it.
+    pub fn rested(&self, time: Duration) {
+        self.core.inbox.lock().spin.slept(time);
     }
 
     /// Looks for a short while whether something comes, if that tends to help.
@@ -253,11 +270,15 @@ impl Subscriber {
 
     /// A file that is readable while a sample waits or the subscriber is closed.
     pub fn fileno(&self) -> RawFd {
-        let core = &self.core;
-        if core.watched.swap(1, Ordering::AcqRel) == 0 {
-            core.settle(&mut core.inbox.lock());
-        }
-        core.epoll.as_raw_fd()
+        self.core.be_watched();
+        self.core.epoll.as_raw_fd()
+    }
+
+    /// The same as a file of one's own, which stays open and becomes readable when the subscriber goes.
+    pub fn ear(&self) -> io::Result<Ear> {
+        self.core.be_watched();
+        let core = Arc::clone(&self.core);
+        Ear::of(&self.core.epoll, core)
     }
 
     /// Waits until there are `n` publishers; false when `timeout` is over first or it was closed.
@@ -269,6 +290,11 @@ impl Subscriber {
             (inbox, over) = self.core.changed.wait_until(inbox, deadline);
         }
         inbox.publishers() >= n
+    }
+
+    /// Rings when publishers come, and when it is closed.
+    pub fn news(&self) -> io::Result<Arc<Descriptor>> {
+        self.core.changed.listen()
     }
 
     /// The counts now.
@@ -314,7 +340,7 @@ impl SubscriberCore {
             sleepers: AtomicU32::new(0),
             watched: AtomicU32::new(0),
             nudged: AtomicU32::new(0),
-            changed: Condvar::default(),
+            changed: News::default(),
             local_tables: Mutex::default(),
             paths: Mutex::default(),
             born: fork::Generation::now(),
@@ -347,15 +373,23 @@ impl SubscriberCore {
         outcome
     }
 
-    /// [`Self::settle`], where a taker need not: nobody sleeps, nobody watches.
+    /// From now on somebody may watch the file.
+    fn be_watched(&self) {
+        if self.watched.swap(1, Ordering::AcqRel) == 0 {
+            self.settle(&mut self.inbox.lock());
+        }
+    }
+
+    /// [`Self::settle`], where a taker found nothing. Else it need not: since they were silenced, whoever came has
+    /// rung, and rings stay until they are silenced again.
     #[inline]
-    fn settle_if_observed(&self, inbox: &mut Inbox) {
-        if self.sleepers.load(Ordering::Acquire) != 0 || self.watched.load(Ordering::Relaxed) != 0 {
+    fn settle_if_watched(&self, inbox: &mut Inbox) {
+        if self.watched.load(Ordering::Relaxed) != 0 {
             self.settle(inbox);
         }
     }
 
-    /// After anything was taken, or nobody found anything: whoever sleeps, or watches the file, is rung if
+    /// After the bells were silenced, or nobody found anything: whoever sleeps, or watches the file, is rung if
     /// something waits, and will be rung if something comes.
     fn settle(&self, inbox: &mut Inbox) {
         let watched = self.watched.load(Ordering::Acquire) != 0;
@@ -394,7 +428,7 @@ impl SubscriberCore {
                     }
                     group => {
                         let Some(bell) = inbox.bell(group as usize - 1) else { continue };
-                        if !bell.silence() {
+                        if bell.silence() == Heard::End {
                             // Its hand is gone; left there, it would keep us awake for ever.
                             let _ = epoll::delete(&self.epoll, bell);
                         }

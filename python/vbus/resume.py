@@ -1,0 +1,197 @@
+"""How a coroutine waits in an event loop of asyncio: for a file, in a line of its own loop, without a thread.
+
+A future of asyncio hands its task back to the loop, which looks at all files once more before it runs it. A
+`Turn` runs its task within the loop's own callback instead: the task has taken what made the file readable
+before the loop looks again. That saves a round of the loop for each wait, and lets the file stay registered
+between waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from contextvars import Context
+
+__all__ = ["Ear", "Line", "Lines", "Turn", "deadline_in"]
+
+
+class Ear(Protocol):
+    """A file to watch, open for as long as this lives; it becomes readable when its owner goes."""
+
+    def fileno(self) -> int:
+        """Its number."""
+        ...
+
+
+class Turn:
+    """What one task awaits: like a future, but `wake` runs the task at once."""
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_done", "_loop", "_resume")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self._done = self._cancelled = False
+        self._resume: Callable[[Turn], object] | None = None
+        self._context: Context | None = None
+
+    def wake(self) -> None:
+        """Go on, now. For callbacks of the loop only: there no other task runs."""
+        if not self._done:
+            self._done = True
+            if self._resume is not None:
+                resume, context, self._resume = self._resume, self._context, None
+                if context is None:
+                    resume(self)
+                else:
+                    context.run(resume, self)
+
+    def wake_soon(self) -> None:
+        """Go on, in the next round of the loop. May be called within a task."""
+        if not self._done:
+            self._done = True
+            # A loop that was closed runs nobody any more.
+            if self._resume is not None and not self._loop.is_closed():
+                self._loop.call_soon(self._resume, self, context=self._context)
+                self._resume = None
+
+    def __await__(self) -> Generator[Turn, None, None]:
+        if not self._done:
+            self._asyncio_future_blocking = True
+            yield self
+        self.result()
+
+    # ---- what a task of asyncio wants of what it awaits ----------------------------------------
+
+    def add_done_callback(self, resume: Callable[[Turn], object], *, context: Context | None = None) -> None:
+        """A task says how it goes on."""
+        if self._done:
+            self._loop.call_soon(resume, self, context=context)
+        else:
+            self._resume, self._context = resume, context
+
+    def remove_done_callback(self, resume: Callable[[Turn], object]) -> int:
+        """A task does not wait any more; how many callbacks were there."""
+        found = self._resume is not None and self._resume == resume
+        if found:
+            self._resume = None
+        return int(found)
+
+    def cancel(self, msg: object = None) -> bool:
+        """The task is cancelled; False if it was woken before."""
+        if self._done:
+            return False
+        self._cancelled = True
+        self.wake_soon()
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether `cancel` was in time."""
+        return self._cancelled
+
+    def done(self) -> bool:
+        """Whether it was woken, or cancelled."""
+        return self._done
+
+    def result(self) -> None:
+        """Nothing, or CancelledError."""
+        if self._cancelled:
+            raise asyncio.CancelledError
+
+    def exception(self) -> BaseException | None:
+        """None, or CancelledError is raised."""
+        self.result()
+        return None
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of its task."""
+        return self._loop
+
+
+class Line:
+    """Those who wait in one loop for one file, in the order in which they came.
+
+    The file stays registered until it is readable and nobody waits.
+    """
+
+    __slots__ = ("_ear", "_file", "_loop", "_turns")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ear: Ear) -> None:
+        self._loop = loop
+        self._turns: deque[Turn] = deque()
+        self._ear = ear
+        self._file = -1
+
+    async def wait(self, deadline: float | None) -> None:
+        """Until the file is readable and it is our turn, at most until the deadline. May end for nothing."""
+        if self._file < 0:
+            self._file = self._ear.fileno()
+            self._loop.add_reader(self._file, self._on_readable)
+        turn = Turn(self._loop)
+        self._turns.append(turn)
+        timer = None if deadline is None else self._loop.call_later(deadline - time.monotonic(), turn.wake)
+        try:
+            await turn
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._turns and self._turns[0] is turn:
+                self._turns.popleft()
+            elif turn in self._turns:
+                self._turns.remove(turn)
+
+    def _on_readable(self) -> None:
+        """One is woken; level-triggered, the loop comes here again for the next one while there is more."""
+        for turn in self._turns:
+            if not turn.done():
+                return turn.wake()
+        if not self._turns:  # those that are done are about to go
+            self.close()
+        return None
+
+    def close(self) -> None:
+        """The loop calls no more."""
+        if self._file >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._file)
+        self._file = -1
+
+
+class Source(Protocol):
+    """What has a file to wait for."""
+
+    def ear(self) -> Ear:
+        """A file of one's own that tells of it."""
+        ...
+
+
+class Lines:
+    """The lines of all loops that wait for one source. Only a loop's own thread touches its line."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
+
+    def here(self, source: Source) -> Line:
+        """That of the running loop."""
+        loop = asyncio.get_running_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            for other in [other for other in list(self._lines) if other.is_closed()]:
+                self._lines.pop(other, None)
+            line = self._lines[loop] = Line(loop, source.ear())
+        return line
+
+
+def deadline_in(timeout: float | None) -> float | None:
+    """The end of the wait on the monotonic clock. ValueError for a negative timeout."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout is {timeout}; give seconds from 0 (try once), or None to wait for ever")
+    return time.monotonic() + timeout
