@@ -17,8 +17,11 @@ PAGE = HERE.parent / "docs" / "reference.md"
 
 FIRST = ("Node", "Channel", "Publisher", "Loan", "Subscriber", "Sample", "Watch", "Service", "Server")
 """In the order in which people meet them; others follow by name."""
-INTERNAL = {"raw_loan", "stats_dict"}
-"""What the extension gives the Python layer, for no other use."""
+INTERNAL = {
+    *("forget_nudge", "nudge", "publish_encoded", "raw_loan", "stats_dict", "wait"),
+    *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
+}
+"""What the extension gives the Python layer, and a stream of replies its helpers, for no other use."""
 
 HEAD = """# Reference
 

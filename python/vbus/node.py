@@ -470,8 +470,8 @@ class Node:
     ) -> CallStream[Any]:
         """A call whose replies are many: `for item in node.call_stream(service, value):`, or `async for`.
 
-        `timeout` is for each next item. Leaving it early, by `break`, `with` or `close()`, stops the
-        generator at the server. Errors as for `call`, here or at any item.
+        `timeout` in seconds is for each next item. Leaving it early, by `break`, `with` or `close()`, stops
+        the generator at the server. Errors as for `call`, here or at any item.
         """
         from .service.caller import CallStream
         from .service.contract import contract_of
