@@ -19,19 +19,22 @@ class VPub(Pub):
         self.size = size
         self.pub = node.publisher(topic, bytes, depth=depth(size))
         self.publish = self.pub.publish
-        self.buffer = bytearray(size)
-        self.send = self.copy if size <= COPIED_UP_TO else self.lend
+        self.send = self.copier() if size <= COPIED_UP_TO else self.lend
 
     def wait_subs(self, n):
         self.pub.wait_for_subscribers(n)
 
-    def copy(self, hdr, src):
-        buffer = self.buffer
-        if src is None:
-            buffer[:16] = hdr
-        else:
-            write_into(buffer, hdr, src)
-        self.publish(buffer)
+    def copier(self):
+        publish, body, buffer = self.pub.publish, bytes(self.size - 16), bytearray(self.size)
+
+        def copy(hdr, src):
+            if src is None:
+                publish(hdr + body)
+            else:
+                write_into(buffer, hdr, src)
+                publish(buffer)
+
+        return copy
 
     def lend(self, hdr, src):
         with self.pub.loan(self.size) as loan:
@@ -46,12 +49,14 @@ class VSub(Sub):
     def __init__(self, node, topic, size, wait):
         # A program that polls with receive_nowait() never sleeps; `spin` is for those that wait.
         self.sub = node.subscriber(topic, bytes, depth=depth(size), spin=0 if wait == "poll" else None)
-        self.take, self.look = self.sub.receive, self.sub.receive_nowait
+        self.look = self.sub.receive_nowait
+        self.recv = self.taker()
 
     # A view keeps its sample; the memory goes back when the caller lets go of the view.
 
-    def recv(self):
-        return self.take().payload
+    def taker(self):
+        receive = self.sub.receive
+        return lambda: receive().payload
 
     def poll(self):
         sample = self.look()
