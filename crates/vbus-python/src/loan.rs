@@ -17,14 +17,21 @@ use crate::publisher::{Door, Publisher, wall_clock_ns};
 pub(crate) struct Loan {
     door: Arc<Door>,
     publisher: Py<Publisher>,
-    shared: Arc<Shared>,
-    /// Views that were given out: released when the loan ends.
-    views: Mutex<Vec<Py<PyAny>>>,
+    memory: Py<LoanMemory>,
+    views: Mutex<Views>,
     nbytes: usize,
 }
 
-/// What the loan and its views have in common.
-struct Shared {
+/// Views that were given out: released when the loan ends. Mostly there is one.
+#[derive(Default)]
+struct Views {
+    last: Option<Py<PyAny>>,
+    others: Vec<Py<PyAny>>,
+}
+
+/// What the loan and its views have in common: the views refer to it and not to the loan, which refers to them.
+#[pyclass(frozen)]
+struct LoanMemory {
     state: Mutex<State>,
 }
 
@@ -36,24 +43,18 @@ struct State {
 }
 
 // SAFETY: nothing in it belongs to a thread; the slot's memory is reached through the loan alone.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for LoanMemory {}
 
-impl Shared {
+impl LoanMemory {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a view of the loan's memory refers to.
-#[pyclass(frozen)]
-struct LoanMemory {
-    shared: Arc<Shared>,
-}
-
 #[pymethods]
 impl LoanMemory {
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-        let mut state = slf.get().shared.lock();
+        let mut state = slf.get().lock();
         let Some(loan) = &state.loan else {
             return Err(PyBufferError::new_err("the loan is over"));
         };
@@ -70,7 +71,7 @@ impl LoanMemory {
     }
 
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        let mut state = self.shared.lock();
+        let mut state = self.lock();
         state.exports -= 1;
         if state.exports == 0 {
             state.kept = None;
@@ -79,16 +80,30 @@ impl LoanMemory {
 }
 
 impl Loan {
-    pub(crate) fn new(door: Arc<Door>, publisher: Py<Publisher>, loan: bus::Loan) -> Self {
+    pub(crate) fn new(
+        py: Python<'_>,
+        door: Arc<Door>,
+        publisher: Py<Publisher>,
+        loan: bus::Loan,
+    ) -> PyResult<Self> {
         let nbytes = loan.len();
         let state = Mutex::new(State { loan: Some(loan), kept: None, exports: 0 });
-        Self { door, publisher, shared: Arc::new(Shared { state }), views: Mutex::default(), nbytes }
+        let memory = Py::new(py, LoanMemory { state })?;
+        Ok(Self { door, publisher, memory, views: Mutex::default(), nbytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.memory.get().lock()
+    }
+
+    fn views(&self) -> MutexGuard<'_, Views> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Releases the views that were given out; those that others were made from stay, and keep the memory.
     fn release_views(&self, py: Python<'_>) {
-        let views = std::mem::take(&mut *self.views.lock().unwrap_or_else(PoisonError::into_inner));
-        for view in views {
+        let views = std::mem::take(&mut *self.views());
+        for view in views.last.into_iter().chain(views.others) {
             // A view that nobody else has is released by going.
             // SAFETY: a live object's count is read, with the GIL.
             let shared = unsafe { ffi::Py_REFCNT(view.as_ptr()) } > 1;
@@ -100,14 +115,14 @@ impl Loan {
 
     /// Publishes it, if there is room.
     pub(crate) fn attempt(&self, py: Python<'_>) -> PyResult<Result<u64, Box<Blocked>>> {
-        let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
+        let loan = self.lock().loan.take().ok_or_else(Self::over)?;
         let tried = self.door.get(py).and_then(|inner| {
             inner.try_publish(&loan, wall_clock_ns()).map_err(|error| self.door.error(py, &error))
         });
         if let Ok(Ok(_)) = tried {
             self.end(py, loan);
         } else {
-            self.shared.lock().loan = Some(loan);
+            self.lock().loan = Some(loan);
         }
         tried
     }
@@ -115,7 +130,7 @@ impl Loan {
     /// It was published or discarded: its views end, and its memory is kept for those made from them.
     fn end(&self, py: Python<'_>, loan: bus::Loan) {
         self.release_views(py);
-        let mut state = self.shared.lock();
+        let mut state = self.lock();
         if state.exports > 0 {
             state.kept = loan.keep();
         }
@@ -135,24 +150,26 @@ impl Loan {
     /// The memory to fill: a writable memoryview. ValueError once it was published or discarded.
     #[getter]
     fn buffer<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if self.shared.lock().loan.is_none() {
+        if self.lock().loan.is_none() {
             return Err(Self::over());
         }
-        let memory = Bound::new(py, LoanMemory { shared: Arc::clone(&self.shared) })?;
-        let view = PyMemoryView::from(memory.as_any())?.into_any();
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).push(view.clone().unbind());
+        let view = PyMemoryView::from(self.memory.bind(py).as_any())?.into_any();
+        let mut views = self.views();
+        if let Some(last) = views.last.replace(view.clone().unbind()) {
+            views.others.push(last);
+        }
         Ok(view)
     }
 
     /// Bytes that will be published.
     #[getter]
     fn nbytes(&self) -> usize {
-        self.shared.lock().loan.as_ref().map_or(self.nbytes, bus::Loan::len)
+        self.lock().loan.as_ref().map_or(self.nbytes, bus::Loan::len)
     }
 
     /// Publish only the first `n` bytes. ValueError for more than there are.
     fn truncate(&self, n: i64) -> PyResult<()> {
-        let mut state = self.shared.lock();
+        let mut state = self.lock();
         let loan = state.loan.as_mut().ok_or_else(Self::over)?;
         let len = loan.len();
         let shorter = usize::try_from(n).ok().filter(|&n| n <= len);
@@ -171,12 +188,12 @@ impl Loan {
     /// is over.
     fn publish(&self, py: Python<'_>) -> PyResult<u64> {
         // Taken out, so that the lock is not held while the publisher waits.
-        let loan = self.shared.lock().loan.take().ok_or_else(Self::over)?;
+        let loan = self.lock().loan.take().ok_or_else(Self::over)?;
         let published = self.door.publish(py, &loan);
         if published.is_ok() {
             self.end(py, loan);
         } else {
-            self.shared.lock().loan = Some(loan);
+            self.lock().loan = Some(loan);
         }
         published
     }
@@ -189,7 +206,7 @@ impl Loan {
 
     /// Give the memory back unpublished; nothing happens if it is over already.
     fn discard(&self, py: Python<'_>) {
-        let Some(loan) = self.shared.lock().loan.take() else { return };
+        let Some(loan) = self.lock().loan.take() else { return };
         self.end(py, loan);
     }
 
@@ -206,7 +223,7 @@ impl Loan {
     ) -> PyResult<()> {
         if !kind.is_none() {
             self.discard(py);
-        } else if self.shared.lock().loan.is_some() {
+        } else if self.lock().loan.is_some() {
             self.publish(py)?;
         }
         Ok(())

@@ -398,7 +398,7 @@ impl Publisher {
             pyo3::exceptions::PyValueError::new_err(format!("nbytes is {nbytes}; a loan has 0 bytes or more"))
         })?;
         let loan = this.door.loan(py, Patience::Offered, len, &Encoding::from_name(encoding), &meta)?;
-        Ok(Loan::new(Arc::clone(&this.door), slf.clone().unbind(), loan))
+        Loan::new(py, Arc::clone(&this.door), slf.clone().unbind(), loan)
     }
 
     /// Wait until `n` subscribers are linked; whether they are.
@@ -542,19 +542,20 @@ pub(crate) fn wall_clock_ns() -> u64 {
 }
 
 /// The bytes of an object, exported for as long as this lives.
+///
+/// The view may move: asked for plain bytes only, its exporter has no shape in it that could point into it.
 pub(crate) struct Buffer<'py> {
-    view: Box<ffi::Py_buffer>,
+    view: ffi::Py_buffer,
     _py: Python<'py>,
 }
 
 impl<'py> Buffer<'py> {
     /// The contiguous bytes of `value`, or the BufferError that it raises.
     pub(crate) fn get(value: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let mut view = Box::new(ffi::Py_buffer::new());
-        // SAFETY: the GIL is held, `view` is ours and stays where it is; it is released in `drop`.
-        let failed = unsafe { ffi::PyObject_GetBuffer(value.as_ptr(), &mut *view, ffi::PyBUF_SIMPLE) };
+        let mut view = ffi::Py_buffer::new();
+        // SAFETY: the GIL is held and `view` is ours; it is released in `drop`.
+        let failed = unsafe { ffi::PyObject_GetBuffer(value.as_ptr(), &mut view, ffi::PyBUF_SIMPLE) };
         if failed != 0 {
-            std::mem::forget(view);
             return Err(PyErr::fetch(value.py()));
         }
         Ok(Self { view, _py: value.py() })
@@ -578,6 +579,6 @@ impl<'py> Buffer<'py> {
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         // SAFETY: filled by `get`, released once, with the GIL.
-        unsafe { ffi::PyBuffer_Release(&mut *self.view) };
+        unsafe { ffi::PyBuffer_Release(&mut self.view) };
     }
 }

@@ -311,7 +311,13 @@ impl Publisher {
 
     /// Whether a sample of `len` bytes can be loaned without new memory.
     pub fn has_room_for(&self, len: usize) -> bool {
-        slot_bytes(0, len).is_some_and(|bytes| self.core.state.lock().pool.has_free(bytes))
+        slot_bytes(0, len).is_some_and(|bytes| {
+            let mut state = self.core.state.lock();
+            state.pool.has_free(bytes) || {
+                state.collect();
+                state.pool.has_free(bytes)
+            }
+        })
     }
 
     /// Whether anybody gets what is published now, or later from history.
