@@ -19,9 +19,10 @@ FIRST = ("Node", "Channel", "Publisher", "Loan", "Subscriber", "Sample", "Watch"
 """In the order in which people meet them; others follow by name."""
 INTERNAL = {
     *("forget_nudge", "nudge", "publish_encoded", "raw_loan", "stats_dict", "wait"),
+    *("attempt", "draft", "ear", "news", "receive_many_nowait", "rested", "room", "soon", "timed_out"),
     *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
 }
-"""What the extension gives the Python layer, and a stream of replies its helpers, for no other use."""
+"""What the extension gives the Python layer, and twins and streams share with their helpers."""
 
 HEAD = """# Reference
 

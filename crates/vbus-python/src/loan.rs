@@ -198,6 +198,7 @@ impl Loan {
         published
     }
 
+    /// `publish` for asyncio. Cancelled, it published nothing, and the loan is as it was.
     fn publish_async<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
         let draft = Draft::of_loan(Arc::clone(&this.door), slf.clone().unbind());
