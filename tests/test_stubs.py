@@ -61,11 +61,13 @@ def real(function):
     ]
 
 
+@pytest.mark.contract("The type information that ships must say the same")
 def test_the_stub_has_just_the_names_of_the_extension():
     there = {name for name in dir(_vbus) if not name.startswith("__")}
     assert {*CLASSES, *FUNCTIONS} - {"PeerTuple"} == there
 
 
+@pytest.mark.contract("The type information that ships must say the same")
 @pytest.mark.parametrize(
     "name", [name for name in CLASSES if not issubclass(getattr(_vbus, name), Exception)]
 )
@@ -82,6 +84,7 @@ def test_a_class_has_just_the_members_of_its_stub(name):
             assert real(vars(cls)[member]) == told(function), member
 
 
+@pytest.mark.contract("The type information that ships must say the same")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_has_the_signature_of_its_stub(name):
     assert real(getattr(_vbus, name)) == told(FUNCTIONS[name])
