@@ -715,3 +715,17 @@ def test_a_negative_timeout_is_a_value_error(node, timeout):
 def test_wrong_quality_of_service_is_named_with_its_value(node, qos, words):
     with pytest.raises((vbus.ConfigError, TypeError), match=re.escape(words)):
         node.publisher("t", **qos)
+
+
+def test_subscribers_that_come_and_go_use_their_places_on_the_boards_again(join):
+    def boards() -> int:
+        return sum("memfd:vbus-board" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    with join("source") as source, join("guests") as guests, source.publisher("t") as publisher:
+        for number in range(400):
+            with guests.subscriber("t") as subscriber:
+                publisher.publish(number)
+                assert subscriber.receive(WATCHDOG).value == number
+            if number == 60:
+                first = boards()
+        assert boards() == first

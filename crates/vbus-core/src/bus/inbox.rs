@@ -332,6 +332,8 @@ impl Inbox {
             left.push((entry.source.publisher, entry.number, entry.pair.clone()));
             self.remove(at, Some(Cause::Closed));
         }
+        // Whoever still waits here touches no board again: another subscriber may have the entry by then.
+        self.groups.clear();
         left
     }
 

@@ -1,6 +1,6 @@
 //! A node: one participant of a domain, with its publishers, its subscribers and its neighbours.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -178,6 +178,9 @@ pub(super) struct Neighbour {
     /// Our boards for it, and where our subscribers are on them.
     our_boards: Vec<(Arc<Mapping>, usize)>,
     pub(super) doors: HashMap<Id, (u32, BoardEntry)>,
+    /// Entries of subscribers that are gone, used again once it has answered what it was asked after their end:
+    /// then nothing of it writes there any more.
+    left_doors: VecDeque<(u32, (u32, BoardEntry))>,
     pub(super) counters: Option<CounterView>,
     /// The last `Sync` that it answered.
     pub(super) synced: u32,
@@ -269,6 +272,7 @@ impl Neighbour {
             their_doors: HashMap::new(),
             our_boards: Vec::new(),
             doors: HashMap::new(),
+            left_doors: VecDeque::new(),
             counters: None,
             synced: 0,
             silent: false,
@@ -290,6 +294,12 @@ impl Neighbour {
 
     /// A free entry on one of our boards: the board's number, the entry, and the board's file if it is new.
     pub(super) fn new_entry(&mut self) -> Result<(u32, BoardEntry, Option<Arc<Descriptor>>), SegmentError> {
+        if self.left_doors.front().is_some_and(|&(token, _)| token <= self.synced)
+            && let Some((_, (board, entry))) = self.left_doors.pop_front()
+        {
+            entry.bell().reset();
+            return Ok((board, entry, None));
+        }
         let mut file = None;
         if self.our_boards.last().is_none_or(|(_, used)| *used == BOARD_ENTRIES) {
             let (mapping, new) = interest::new_board()?;
@@ -620,14 +630,19 @@ impl NodeCore {
 
     /// Has `peers` answer after everything they were sent before; waits for it.
     fn sync(&self, peers: &[Id]) {
-        // Counts up, so that a later answer covers an earlier question.
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let state = self.state.lock();
+        let token = self.next_token();
         for neighbour in peers.iter().filter_map(|peer| state.neighbours.get(peer)) {
             neighbour.pair.send(&Message::Sync(token), &[]);
         }
         drop(state);
         self.wait_while(peers, |neighbour| neighbour.synced < token);
+    }
+
+    /// The token of a question. Drawn under the lock of the state under which it is sent, so that the answer to a
+    /// later one covers an earlier one.
+    fn next_token(&self) -> u32 {
+        self.tokens.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Waits while `pending` is true of any of `peers` that answers at all.
@@ -858,7 +873,11 @@ impl NodeCore {
         }
         for neighbour in state.neighbours.values_mut() {
             neighbour.pair.send(&Message::SubscriberGone(subscriber.id), &[]);
-            neighbour.doors.remove(&subscriber.id);
+            if let Some(door) = neighbour.doors.remove(&subscriber.id) {
+                let token = self.next_token();
+                neighbour.pair.send(&Message::Sync(token), &[]);
+                neighbour.left_doors.push_back((token, door));
+            }
             // A link over which a program still holds samples stays, for its slots to come back.
             neighbour.incoming.retain(|_, incoming| incoming.path.strong_count() > 0);
         }

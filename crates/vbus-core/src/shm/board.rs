@@ -72,6 +72,12 @@ impl Bell<'_> {
         }
     }
 
+    /// As it was made: for another subscriber, when neither side uses it any more.
+    pub fn reset(self) {
+        self.ready.store(0, Ordering::Relaxed);
+        self.sleeping.store(0, Ordering::Relaxed);
+    }
+
     /// The bits that are set, left in place.
     #[inline]
     pub fn ready_bits(self) -> u64 {
