@@ -28,7 +28,7 @@ use vbus_core::shm::board::BOARD_BYTES;
 use vbus_core::shm::layout::{Cause, LinkMemory, LinkSize, Slot, SlotHeader};
 use vbus_core::shm::ring::{RingWriter, SlotRef};
 use vbus_core::shm::segment::{Mapping, create_data, create_pair, map_pair};
-use vbus_core::wire::control::{Announcement, Hello, Link, Message, VERSION, WireQos};
+use vbus_core::wire::control::{Announcement, Hello, Link, Message, SHAPE_MAX, VERSION, WireQos};
 use vbus_core::{Node, Publisher, Subscriber};
 use world::{Dice, PATIENCE, Place, Seed, until};
 
@@ -1034,6 +1034,26 @@ fn a_neighbour_that_greets_again_or_breaks_the_grammar_is_thrown_out() {
     }
     drop(file);
     world.expect_clean();
+}
+
+/// Few announcements, but of the longest types that there can be, would fill the memory.
+#[test]
+fn a_neighbour_that_announces_many_bytes_is_thrown_out() {
+    let mut world = World::new();
+    let attacker = Attacker::join(&world);
+    for _ in 0..(64 << 20) / SHAPE_MAX + 1 {
+        let announcement = Announcement {
+            id: Id::random(),
+            topic: "not/here".into(),
+            shape: "x".repeat(SHAPE_MAX),
+            qos: WireQos::default(),
+            counter: 0,
+        };
+        if !attacker.send(&Message::Publisher(announcement), &[]) {
+            break;
+        }
+    }
+    world.expect_thrown_out(&attacker);
 }
 
 /// In the field: none yet. Each link that waited to be read kept a descriptor open, and the victim had none

@@ -39,6 +39,8 @@ pub(super) const FIRST_TOKEN: u64 = 1 << 10;
 const GREETINGS_MAX: usize = 256;
 /// Things of each kind that one neighbour may announce.
 const ANNOUNCED_MAX: usize = 1 << 16;
+/// Bytes of topics and types that one neighbour may announce.
+const ANNOUNCED_BYTES_MAX: usize = 64 << 20;
 /// Messages of one neighbour that are handled before the others get their turn.
 const BURST: usize = 64;
 /// More messages than a socket keeps of one who died; one who goes on talking only pretends.
@@ -450,6 +452,7 @@ fn on_message(
     match message {
         Message::Publisher(announced) => {
             bounded(neighbour.publishers.len())?;
+            neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
             super::topic::check_topic(&announced.topic).map_err(|error| error.to_string())?;
             if neighbour.publishers.contains_key(&announced.id) {
                 return Err(format!("publisher {} was announced twice", announced.id));
@@ -459,6 +462,7 @@ fn on_message(
         }
         Message::PublisherGone(id) => {
             if let Some(gone) = neighbour.publishers.remove(&id) {
+                neighbour.forget_announced(&gone);
                 state.events.publisher_goes(&gone.topic);
             }
             // Links over which samples still wait keep the table.
@@ -467,6 +471,7 @@ fn on_message(
         }
         Message::Subscriber(announced) => {
             bounded(neighbour.subscribers.len())?;
+            neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
             super::topic::check_pattern(&announced.topic).map_err(|error| error.to_string())?;
             if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
                 return Err(format!("subscriber {} was announced twice", announced.id));
@@ -478,6 +483,7 @@ fn on_message(
         }
         Message::SubscriberGone(id) => {
             if let Some(gone) = neighbour.subscribers.remove(&id) {
+                neighbour.forget_announced(&gone);
                 state.events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(&gone))));
             }
             neighbour.their_doors.remove(&id);

@@ -166,6 +166,7 @@ pub(super) struct Neighbour {
     pub(super) pidfd: Option<Descriptor>,
     pub(super) publishers: HashMap<Id, Announcement>,
     pub(super) subscribers: HashMap<Id, Announcement>,
+    announced_bytes: usize,
     /// Links from our publishers, with the subscriber of each.
     pub(super) out: HashMap<LinkNumber, (Arc<PublisherCore>, Id)>,
     /// Links to our subscribers.
@@ -265,6 +266,7 @@ impl Neighbour {
             pidfd,
             publishers: HashMap::new(),
             subscribers: HashMap::new(),
+            announced_bytes: 0,
             out: HashMap::new(),
             incoming: HashMap::new(),
             tables: HashMap::new(),
@@ -290,6 +292,20 @@ impl Neighbour {
             peer: Arc::clone(&self.pair.peer),
             shape: its.shape.clone(),
         }
+    }
+
+    /// It announced one thing more. An error if all of them have too many bytes.
+    pub(super) fn count_announced(&mut self, its: &Announcement, limit: usize) -> Result<(), String> {
+        self.announced_bytes += its.topic.len() + its.shape.len();
+        if self.announced_bytes <= limit {
+            return Ok(());
+        }
+        Err(format!("it announced topics and types of more than {limit} bytes"))
+    }
+
+    /// One thing less.
+    pub(super) fn forget_announced(&mut self, its: &Announcement) {
+        self.announced_bytes -= its.topic.len() + its.shape.len();
     }
 
     /// A free entry on one of our boards: the board's number, the entry, and the board's file if it is new.
