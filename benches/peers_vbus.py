@@ -18,8 +18,7 @@ class VPub(Pub):
     def __init__(self, node, topic, size):
         self.size = size
         self.pub = node.publisher(topic, bytes, depth=depth(size))
-        self.publish = self.pub.publish
-        self.send = self.copier() if size <= COPIED_UP_TO else self.lend
+        self.send = self.copier() if size <= COPIED_UP_TO else self.lender()
 
     def wait_subs(self, n):
         self.pub.wait_for_subscribers(n)
@@ -36,9 +35,18 @@ class VPub(Pub):
 
         return copy
 
-    def lend(self, hdr, src):
-        with self.pub.loan(self.size) as loan:
-            write_into(loan.buffer, hdr, src)
+    def lender(self):
+        loan, size = self.pub.loan, self.size
+
+        def lend(hdr, src):
+            borrowed = loan(size)
+            if src is None:
+                borrowed.buffer[:16] = hdr
+            else:
+                write_into(borrowed.buffer, hdr, src)
+            borrowed.publish()
+
+        return lend
 
     def close(self):
         self.pub.flush(5)
