@@ -183,6 +183,58 @@ def test_the_smaller_lifespan_ends_a_sample_that_nobody_took(two, offered, asked
         check_conservation(publisher, subscriber, patient)
 
 
+@pytest.mark.contract("seconds after which an undelivered sample is dropped")
+@pytest.mark.parametrize("nbytes", [1, 1 << 20])
+def test_a_lifespan_takes_nothing_from_who_reads_in_time(two, nbytes):
+    there, here = two
+    with there.publisher("t", lifespan=1000.0) as publisher, here.subscriber("t") as subscriber:
+        for number in range(200):
+            publisher.publish(bytes(nbytes))
+            with subscriber.receive(WATCHDOG) as sample:
+                assert (sample.sequence, sample.lost) == (number, 0)
+        check_conservation(publisher, subscriber)
+
+
+@pytest.mark.contract(
+    "seconds after which an undelivered sample is dropped",
+    "every drop is counted where it happened, with its reason, and seen by the subscriber as `lost`",
+)
+def test_samples_that_end_while_they_are_taken_are_taken_or_counted_once(two):
+    there, here = two
+    count = 2000
+    taken = []
+
+    def take():
+        while True:
+            with subscriber.receive(WATCHDOG) as sample:
+                if sample.value == b"":
+                    return
+                taken.append((sample.sequence, sample.lost))
+
+    with (
+        there.publisher("t", lifespan=0.0005, depth=4) as publisher,
+        here.subscriber("t") as subscriber,
+    ):
+        taking = threading.Thread(target=take)
+        taking.start()
+        for number in range(count):
+            publisher.publish(bytes(1 + 5000 * (number % 2)))
+        # The last one, until one of them is taken in time.
+        while taking.is_alive():
+            publisher.publish(b"")
+            taking.join(0.001)
+        published = publisher.stats().published
+        until(lambda: not subscriber.receive_nowait() and subscriber.stats().waiting == 0, "all ended")
+        stats = subscriber.stats()
+        assert stats.delivered + sum(stats.dropped.values()) == stats.sent == published
+        assert set(stats.dropped) <= {"lifespan"}
+        expected = 0
+        for sequence, lost in taken:
+            assert sequence == expected + lost
+            expected = sequence + 1
+        check_conservation(publisher, subscriber)
+
+
 @pytest.mark.contract("best effort beats reliable; unordered beats ordered")
 @pytest.mark.parametrize("field", ["reliability", "ordered"])
 def test_the_weaker_promise_is_taken_without_a_word_and_the_samples_come(two, field):

@@ -187,14 +187,23 @@ impl Outbox {
     pub(super) fn expire(&mut self, at: LinkIndex, lifespan: Duration, now_ns: u64) {
         loop {
             let Some(link) = &mut self.links[at] else { return };
+            // What was taken may be back already, and lie elsewhere by now. Whoever gave it back had passed its
+            // entry before, so after this look only what the link holds is in front.
+            if let Err(broken) = link.ring.observe(link.memory.forward()) {
+                return link.break_off(&broken);
+            }
             let Some(oldest) = link.ring.peek_oldest() else { return };
             if !self.pool.is_held_by(oldest, at) {
                 return link.break_off(&Broken { word: "returned slot", found: oldest.bits(), bound: 0 });
             }
             let view = self.pool.view(oldest);
             let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
-            if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64
-                || !self.withdraw(at, Cause::Lifespan)
+            if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64 {
+                return;
+            }
+            // This one only: if the reader was quicker, the next may be young.
+            if let Some((_, slot)) = link.ring.withdraw_next(link.memory.forward())
+                && !self.forget_entry(at, slot, Cause::Lifespan)
             {
                 return;
             }

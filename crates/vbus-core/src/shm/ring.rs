@@ -170,22 +170,28 @@ impl RingWriter {
     /// quicker.
     pub fn withdraw_oldest(&mut self, words: Words<'_>) -> Option<(u64, SlotRef)> {
         while self.oldest < self.tail {
-            let slot = self.peek_oldest()?;
-            let position = self.oldest;
-            self.oldest += 1;
-            // Acquire and Release: the loser of this exchange acts after what the winner did before.
-            let mine = words.cell(position).compare_exchange(
-                entry(position, slot),
-                0,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-            if mine.is_ok() {
-                return Some((position, slot));
+            if let Some(withdrawn) = self.withdraw_next(words) {
+                return Some(withdrawn);
             }
-            self.taken += 1;
         }
         None
+    }
+
+    /// Takes the entry of `peek_oldest` back, and no other, with its position. `None`: the reader was quicker, or
+    /// nothing waits.
+    pub fn withdraw_next(&mut self, words: Words<'_>) -> Option<(u64, SlotRef)> {
+        let slot = self.peek_oldest()?;
+        let position = self.oldest;
+        self.oldest += 1;
+        // Acquire and Release: the loser of this exchange acts after what the winner did before.
+        let mine = words.cell(position).compare_exchange(
+            entry(position, slot),
+            0,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        self.taken += u64::from(mine.is_err());
+        mine.is_ok().then_some((position, slot))
     }
 
     /// Takes everything that waits back, in its order.
@@ -197,7 +203,7 @@ impl RingWriter {
         for position in (self.oldest..self.tail).rev() {
             let slot = self.sent[position as usize & (self.sent.len() - 1)];
             let found = entry(position, slot);
-            // Acquire and Release: see `withdraw_oldest`.
+            // Acquire and Release: see `withdraw_next`.
             match words.cell(position).compare_exchange(found, 0, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => withdrawn.push((position, slot)),
                 Err(_) => self.taken += 1,
@@ -255,7 +261,7 @@ impl RingReader {
                 let found = cell.load(Ordering::Acquire);
                 match slot_at(found, self.head) {
                     Some(slot) if !ready(slot) => return Ok(Take::Stalled),
-                    // Acquire and Release: see `withdraw_oldest`.
+                    // Acquire and Release: see `withdraw_next`.
                     Some(slot)
                         if cell.compare_exchange(found, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() =>
                     {
