@@ -1,5 +1,6 @@
 """Quality of service, rule by rule: what is offered, what is asked, and what the two then do."""
 
+import asyncio
 import itertools
 import threading
 import time
@@ -232,6 +233,27 @@ def test_samples_that_end_while_they_are_taken_are_taken_or_counted_once(two):
         for sequence, lost in taken:
             assert sequence == expected + lost
             expected = sequence + 1
+        check_conservation(publisher, subscriber)
+
+
+@pytest.mark.contract(
+    "seconds after which an undelivered sample is dropped", "seconds `publish` may block, then `vbus.Timeout`"
+)
+@pytest.mark.parametrize("full", ["depth", "memory"])
+def test_a_publisher_that_waits_goes_on_when_a_lifespan_makes_room(join, full):
+    there, here = join("there", memory=4 << 20), join("here")
+    depth, size = (2, 1) if full == "depth" else (64, 1 << 20)
+    with (
+        # Less than the second after which a publish that waits looks up to tell so.
+        there.publisher("t", lifespan=0.05, depth=depth, block_timeout=0.95) as publisher,
+        here.subscriber("t") as subscriber,
+    ):
+        for _ in range(8):
+            publisher.publish(bytes(size))
+        assert set(publisher.stats().dropped) == {"lifespan"}
+        asyncio.run(publisher.publish_async(bytes(size)))
+        until(lambda: publisher.stats().waiting == 0, "the publisher counts what ended, whoever looks")
+        assert dict(publisher.stats().dropped) == dict(subscriber.stats().dropped) == {"lifespan": 9}
         check_conservation(publisher, subscriber)
 
 

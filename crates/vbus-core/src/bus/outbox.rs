@@ -183,31 +183,51 @@ impl Outbox {
         true
     }
 
-    /// Drops what is too old at the front of a link.
-    pub(super) fn expire(&mut self, at: LinkIndex, lifespan: Duration, now_ns: u64) {
-        loop {
-            let Some(link) = &mut self.links[at] else { return };
-            // What was taken may be back already, and lie elsewhere by now. Whoever gave it back had passed its
-            // entry before, so after this look only what the link holds is in front.
-            if let Err(broken) = link.ring.observe(link.memory.forward()) {
-                return link.break_off(&broken);
-            }
-            let Some(oldest) = link.ring.peek_oldest() else { return };
-            if !self.pool.is_held_by(oldest, at) {
-                return link.break_off(&Broken { word: "returned slot", found: oldest.bits(), bound: 0 });
-            }
-            let view = self.pool.view(oldest);
-            let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
-            if now_ns.saturating_sub(born) <= lifespan.as_nanos() as u64 {
-                return;
-            }
-            // This one only: if the reader was quicker, the next may be young.
-            if let Some((_, slot)) = link.ring.withdraw_next(link.memory.forward())
-                && !self.forget_entry(at, slot, Cause::Lifespan)
-            {
-                return;
+    /// Drops what is too old on the open links.
+    pub(super) fn expire(&mut self, now_ns: u64) {
+        if self.closed {
+            // The ledger is closed with the publisher.
+            return;
+        }
+        for at in 0..self.links.len() {
+            // Zero: it is too old now.
+            while self.life_left(at, now_ns) == Some(Duration::ZERO) {
+                let Some(link) = &mut self.links[at] else { break };
+                // This one only: if the reader was quicker, the next may be young.
+                if let Some((_, slot)) = link.ring.withdraw_next(link.memory.forward())
+                    && !self.forget_entry(at, slot, Cause::Lifespan)
+                {
+                    break;
+                }
             }
         }
+    }
+
+    /// How long it takes until something that waits on an open link is too old.
+    pub(super) fn next_expiry(&mut self, now_ns: u64) -> Option<Duration> {
+        (0..self.links.len()).filter_map(|at| self.life_left(at, now_ns)).min()
+    }
+
+    /// How long the oldest sample that waits on a link has to live, if it is open and has a lifespan.
+    fn life_left(&mut self, at: LinkIndex, now_ns: u64) -> Option<Duration> {
+        let link = self.links[at].as_mut().filter(|link| link.is_open())?;
+        let lifespan = link.agreed.lifespan?;
+        // What was taken may be back already, and lie elsewhere by now. Whoever gave it back had passed its
+        // entry before, so after this look only what the link holds is in front.
+        if let Err(broken) = link.ring.observe(link.memory.forward()) {
+            link.break_off(&broken);
+            return None;
+        }
+        let oldest = link.ring.peek_oldest()?;
+        if !self.pool.is_held_by(oldest, at) {
+            link.break_off(&Broken { word: "returned slot", found: oldest.bits(), bound: 0 });
+            return None;
+        }
+        let view = self.pool.view(oldest);
+        let born = Slot::in_mapping(&view.mapping, view.stride, oldest.slot()).read_header().monotonic_ns;
+        let age = Duration::from_nanos(now_ns.saturating_sub(born));
+        // As old as its lifespan is not too old yet.
+        Some((lifespan.saturating_add(Duration::from_nanos(1))).saturating_sub(age))
     }
 
     /// Whether programs behind a link hold more than their share.
@@ -346,16 +366,13 @@ impl Outbox {
         place: &Place,
         now_ns: u64,
     ) -> Option<Box<Blocked>> {
+        self.expire(now_ns);
         for at in 0..self.links.len() {
             let Some(link) = &mut self.links[at] else { continue };
             if !link.is_open() {
                 continue;
             }
             let agreed = link.agreed;
-            if let Some(lifespan) = agreed.lifespan {
-                self.expire(at, lifespan, now_ns);
-            }
-            let link = self.links[at].as_mut().expect("looked at above");
             let full = match link.is_full() {
                 Ok(full) => full,
                 Err(broken) => {

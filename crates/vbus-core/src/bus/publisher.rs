@@ -483,6 +483,7 @@ impl PublisherCore {
                 Ok((slot, at)) => return Ok(Ok(Place::Slot(slot, at))),
                 Err(shortage) => shortage,
             };
+            state.expire(monotonic_ns());
             state.collect();
             if state.pool.has_free(bytes) || state.retire_idle(self.id) {
                 continue;
@@ -553,6 +554,7 @@ impl PublisherCore {
 
     pub(super) fn stats(&self) -> PublisherStats {
         let mut state = self.state.lock();
+        state.expire(monotonic_ns());
         state.collect();
         let mut stats = PublisherStats {
             published: state.sequence,

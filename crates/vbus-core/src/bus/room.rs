@@ -123,7 +123,7 @@ impl Room {
         }
         let deaf = is_deaf(blocked, &bells) | bells.iter().any(|bell| self.hear(bell).is_err());
         state.waiters.tickets.push(Arc::clone(&self.ticket));
-        Ask::Wait(deaf.then_some(POLL))
+        Ask::Wait([deaf.then_some(POLL), state.next_expiry(monotonic_ns())].into_iter().flatten().min())
     }
 
     /// Waits no more: the file is quiet until the next time.
@@ -242,21 +242,23 @@ impl PublisherCore {
         mask: Option<&SignalMask>,
     ) -> WaitOutcome {
         let start = Instant::now();
-        let (bells, ticket) = {
+        let (bells, ticket, expiry) = {
             let mut state = self.state.lock();
             let bells = self.ask_for_room(&mut state, blocked, start.saturating_duration_since(since));
             if self.has_room(&mut state, blocked) {
                 self.ask_no_more(&mut state);
                 return WaitOutcome::Ready;
             }
-            (bells, state.waiters.enter())
+            (bells, state.waiters.enter(), state.next_expiry(monotonic_ns()))
         };
         let mut files: Vec<_> = bells.iter().chain(&ticket).map(|bell| bell.as_fd()).collect();
         files.push(self.bell.as_fd());
         // Up once after the first second, to tell the user; then as long as it takes.
         let warn = (start < since + LONG_WAIT).then(|| since + LONG_WAIT);
         let poll = (is_deaf(blocked, &bells) || ticket.is_none()).then(|| start + POLL);
-        let until = [deadline, warn, poll].into_iter().flatten().min();
+        // What ends by its lifespan makes room without a ring.
+        let expiry = expiry.and_then(|time| Instant::now().checked_add(time));
+        let until = [deadline, warn, poll, expiry].into_iter().flatten().min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         let waited = wait_readable(&files, timeout, mask);
         let mut state = self.state.lock();
