@@ -47,6 +47,32 @@ def test_a_topic_that_is_none_is_refused(node, topic):
         node.publisher(topic)
 
 
+@pytest.mark.contract("Attributes `topic`, `subscriber`, `limit`, `field` where they apply")
+def test_an_error_of_use_names_its_topic_or_its_quality(node):
+    with (
+        node.publisher("t", int) as publisher,
+        node.subscriber("t", callback=print) as subscriber,
+        node.serve("s", lambda value: iter([value])),
+        node.call_stream("s", 1) as stream,
+    ):
+        stream.close()
+        for attempt in (
+            lambda: publisher.loan(1),
+            lambda: publisher.loan_array(1, "u1"),
+            lambda: subscriber.receive(0),
+            lambda: publisher.publish("text"),
+        ):
+            with pytest.raises((vbus.ConfigError, vbus.EncodeError)) as caught:
+                attempt()
+            assert caught.value.topic == "t"
+        with pytest.raises(vbus.Closed) as left:
+            next(stream)
+        assert left.value.topic == "s"
+        with pytest.raises(vbus.ConfigError) as refused:
+            node.subscriber("t", priority=1)
+        assert refused.value.field == "priority"
+
+
 @pytest.mark.contract("`*` inside a longer segment is `TopicError`")
 @pytest.mark.parametrize("pattern", ["a*/b", "a/**b", ""])
 def test_a_pattern_that_is_none_is_refused(node, pattern):

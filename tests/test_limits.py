@@ -524,6 +524,7 @@ def test_memory_that_history_and_loans_keep_is_an_error_at_once(join):
         ("a\n", "control"),
         ("a/\x00", "control"),
         ("ä" * 128, "256 bytes.*255"),
+        ("a\ud800", "surrogate.*UTF-8"),
     ],
 )
 def test_a_wrong_topic_is_named(node, topic, words):

@@ -282,6 +282,23 @@ def test_release_gives_the_memory_back_unless_a_view_lives(node, how):
         assert subscriber.stats().held == publisher.stats().held == 0
 
 
+@pytest.mark.contract("leaving `with sample:`, gives the memory back at once unless a view of it lives")
+@pytest.mark.parametrize("value", [b"raw", {"a": 1}, np.arange(3)], ids=["raw", "msgpack", "ndarray"])
+def test_what_a_sample_says_of_itself_stays_after_release(node, value):
+    def said(sample):
+        names = "nbytes topic sequence lost publisher timestamp_ns source encoding headers via"
+        return [getattr(sample, name) for name in names.split()]
+
+    with node.publisher("t") as publisher, node.subscriber("t") as subscriber:
+        publisher.publish(value, headers={"camera": "left"})
+        with subscriber.receive(WATCHDOG) as sample:
+            before = said(sample)
+        assert said(sample) == before
+        sample.release()
+        assert said(sample) == before
+        assert sample.headers == {"camera": "left"}
+
+
 @pytest.mark.contract(
     "Samples that a program holds do not count against `depth`; `stats().held` shows them",
     "they count against the publisher's memory, so to keep values for long, copy them",

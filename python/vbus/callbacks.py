@@ -93,9 +93,11 @@ class CallbackSubscriber(Subscriber[T]):
         self._errors = 0
 
     def _refuse(self) -> NoReturn:
-        raise ConfigError(
+        error = ConfigError(
             f"the samples of {quote(self.topic)} go to its callback; open another subscriber to receive them"
         )
+        error.topic = self.topic
+        raise error
 
     def receive(self, timeout: float | None = None) -> Sample[T]:
         """ConfigError, as for every other way to receive: the samples go to the callback."""

@@ -154,7 +154,9 @@ def subscriber_qos(channel: Channel[Any] | None, given: dict[str, Any]) -> dict[
     """What a subscriber asks for: what in the channel is the publisher's alone is left out."""
     for name in PUBLISHERS_ALONE:
         if given.get(name) is not None:
-            raise ConfigError(f"{name} is the publisher's alone; give it to the publisher, or in a Channel")
+            error = ConfigError(f"{name} is the publisher's alone; give it to the publisher, or in a Channel")
+            error.field = name
+            raise error
     check_qos(_without_none(given), publisher=False)
     asked = {
         name: value

@@ -696,10 +696,12 @@ class Publisher(CorePublisher[T]):
 
     def _check_lends_arrays(self) -> None:
         if "ndarray" not in self._codec.lends:
-            raise ConfigError(
+            error = ConfigError(
                 "a loan of ndarray is for the types None and numpy.ndarray, which "
                 f"{quote(self.topic)} has not; use publish()"
             )
+            error.topic = self.topic
+            raise error
 
 
 class Subscriber(CoreSubscriber[T]):

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyString, PyTuple};
 use vbus_core::bus::qos::{DEPTH_MAX, OnFull, Qos};
 use vbus_core::bus::{LinkStats, PeerInfo, shape, topic};
 
@@ -12,9 +12,15 @@ use crate::errors::{Details, Kind, from_topic, raise};
 /// Raises TopicError unless `topic` follows the grammar.
 #[pyfunction]
 #[pyo3(signature = (topic, *, pattern))]
-pub(crate) fn check_topic(py: Python<'_>, topic: &str, pattern: bool) -> PyResult<()> {
-    let checked = if pattern { topic::check_pattern(topic) } else { topic::check_topic(topic) };
-    checked.map_err(|error| from_topic(py, &error, Some(topic)))
+pub(crate) fn check_topic(topic: &Bound<'_, PyString>, pattern: bool) -> PyResult<()> {
+    let py = topic.py();
+    let Ok(text) = topic.to_str() else {
+        let shown = topic.to_string_lossy();
+        let message = format!("topic {shown:?} has a lone surrogate, which is no UTF-8; remove it");
+        return Err(raise(py, Kind::Topic, &message, &Details { topic: Some(&shown), ..Details::default() }));
+    };
+    let checked = if pattern { topic::check_pattern(text) } else { topic::check_topic(text) };
+    checked.map_err(|error| from_topic(py, &error, Some(text)))
 }
 
 /// Raises ConfigError for an unknown name, a wrong type or a value out of range.

@@ -41,7 +41,8 @@ struct Held {
     value: Option<Py<PyAny>>,
     /// Views of the payload that refer to the sample itself.
     exports: usize,
-    released: bool,
+    /// What the sample says of itself, without its memory; from `release` on.
+    released: Option<Box<(Encoding, Meta)>>,
 }
 
 /// The core's sample, shared once a value was read from it.
@@ -124,14 +125,18 @@ impl Sample {
     /// Reads something of the core's sample, unless it was released.
     fn with<T>(&self, py: Python<'_>, read: impl FnOnce(&bus::Content) -> T) -> PyResult<T> {
         let held = self.lock();
-        let sample = held.memory.get().filter(|_| !held.released);
+        let sample = held.memory.get().filter(|_| held.released.is_none());
         sample.map(read).ok_or_else(|| self.released_error(py))
     }
 
-    fn meta(&self, py: Python<'_>) -> PyResult<(Encoding, Meta)> {
-        // What makes no sense has no headers; its value cannot be decoded, and says so.
-        let unknown = || (Encoding::Named("unknown".into()), Meta::default());
-        self.with(py, |sample| sample.meta().unwrap_or_else(|_| unknown()))
+    /// Reads what the sample says of itself; that stays when its memory is given back.
+    fn with_meta<T>(&self, read: impl FnOnce(&(Encoding, Meta)) -> T) -> T {
+        let held = self.lock();
+        match (&held.released, held.memory.get()) {
+            (Some(kept), _) => read(kept),
+            (None, Some(sample)) => read(&meta_of(sample)),
+            (None, None) => read(&unknown_meta()),
+        }
     }
 
     fn decode<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -145,7 +150,7 @@ impl Sample {
         if let Some(value) = self.decode_quickly(py)? {
             return Ok(value);
         }
-        let (encoding, meta) = self.meta(py)?;
+        let (encoding, meta) = self.with(py, meta_of)?;
         let shared = self.lock().memory.share().ok_or_else(|| self.released_error(py))?;
         let arguments = (encoding.name(), view(py, shared)?, PyBytes::new(py, &meta.codec));
         self.reading.decoder.bind(py).call1(arguments).inspect_err(|error| {
@@ -186,6 +191,16 @@ impl Sample {
 /// Below this size, copying a payload takes less time than making a view of it.
 const COPY_TO_DECODE: usize = 4 << 10;
 
+/// What a sample says of itself.
+fn meta_of(sample: &bus::Content) -> (Encoding, Meta) {
+    // What makes no sense has no headers; its value cannot be decoded, and says so.
+    sample.meta().unwrap_or_else(|_| unknown_meta())
+}
+
+fn unknown_meta() -> (Encoding, Meta) {
+    (Encoding::Named("unknown".into()), Meta::default())
+}
+
 fn view<'py>(py: Python<'py>, sample: Arc<bus::Content>) -> PyResult<Bound<'py, PyMemoryView>> {
     PyMemoryView::from(Bound::new(py, SampleMemory { sample })?.as_any())
 }
@@ -197,13 +212,13 @@ impl Sample {
     fn value<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         {
             let held = self.lock();
-            if let Some(value) = held.value.as_ref().filter(|_| !held.released) {
+            if let Some(value) = held.value.as_ref().filter(|_| held.released.is_none()) {
                 return Ok(value.bind(py).clone());
             }
         }
         let value = self.decode(py)?;
         let mut held = self.lock();
-        if !held.released {
+        if held.released.is_none() {
             held.value = Some(value.clone().unbind());
         }
         Ok(value)
@@ -221,7 +236,8 @@ impl Sample {
 
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let mut held = slf.get().lock();
-        let Some(payload) = held.memory.get().filter(|_| !held.released).map(bus::Content::payload) else {
+        let Some(payload) = held.memory.get().filter(|_| held.released.is_none()).map(bus::Content::payload)
+        else {
             return Err(PyBufferError::new_err("the sample was released"));
         };
         // SAFETY: Python gives a valid view; the memory stays while exports are counted; it is read-only.
@@ -239,7 +255,7 @@ impl Sample {
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
         let mut held = self.lock();
         held.exports -= 1;
-        let over = (held.exports == 0 && held.released).then(|| std::mem::take(&mut held.memory));
+        let over = (held.exports == 0 && held.released.is_some()).then(|| std::mem::take(&mut held.memory));
         drop(held);
         drop(over);
     }
@@ -288,15 +304,15 @@ impl Sample {
 
     /// How it is written: "raw", "msgpack", "ndarray" or a codec's name.
     #[getter]
-    fn encoding(&self, py: Python<'_>) -> PyResult<String> {
-        Ok(self.meta(py)?.0.name().to_owned())
+    fn encoding(&self) -> String {
+        self.with_meta(|(encoding, _)| encoding.name().to_owned())
     }
 
     /// The publisher's headers.
     #[getter]
     fn headers<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
-        for (key, value) in self.meta(py)?.1.headers {
+        for (key, value) in self.with_meta(|(_, meta)| meta.headers.clone()) {
             dict.set_item(key, value)?;
         }
         Ok(dict)
@@ -308,10 +324,14 @@ impl Sample {
         self.source.via
     }
 
-    /// Gives the memory back, unless a view of it lives.
+    /// Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what else the
+    /// sample says of itself stays.
     fn release(&self) {
         let mut held = self.lock();
-        held.released = true;
+        if held.released.is_none() {
+            let meta = held.memory.get().map_or_else(unknown_meta, meta_of);
+            held.released = Some(Box::new(meta));
+        }
         let value = held.value.take();
         let over = (held.exports == 0).then(|| std::mem::take(&mut held.memory));
         drop(held);

@@ -120,7 +120,9 @@ class CallStream(Generic[R]):
         """What it waits for. Closed if it was left, ForkError in a child."""
         _ = self.exchange.core.closed
         if self.pending is None:
-            raise Closed(f"the stream of {quote(self._contract.name)} was left; call again")
+            error = Closed(f"the stream of {quote(self._contract.name)} was left; call again")
+            error.topic = self._contract.name
+            raise error
         return self.pending
 
     def take(self, pending: Pending, over: type[StopIteration | StopAsyncIteration]) -> R:
