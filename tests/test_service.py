@@ -92,6 +92,18 @@ def test_what_begins_with_vbus_is_the_buss_own(node):
     assert node.publisher("$vbuses/x").topic == "$vbuses/x"
 
 
+def test_requests_and_replies_are_no_samples_in_the_stats_of_a_node(pair):
+    server, caller = pair
+    serving = server.serve(ADD, add)
+    caller.call(ADD, Add(1, 2))
+    serving.close()
+    caller.publisher("a").publish(1)
+    server.close()
+    for stats in (server.stats(), caller.stats()):
+        assert (stats.delivered, stats.bytes_received, stats.lost, stats.dropped) == (0, 0, 0, {})
+    assert (server.stats().published, caller.stats().published) == (0, 1)
+
+
 def test_the_buss_own_topics_are_not_shown(pair):
     server, caller = pair
     server.serve(ADD, add)

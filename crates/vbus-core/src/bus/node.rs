@@ -820,14 +820,14 @@ impl NodeCore {
             bytes_received: state.ended.1.bytes,
             memory: self.budget.used(),
         };
-        for publisher in state.publishers.values() {
+        for publisher in state.publishers.values().filter(|its| !topic::is_own(&its.topic)) {
             let counts = publisher.stats();
             stats.published += counts.published;
             stats.bytes_sent += counts.bytes;
             stats.lost += counts.lost;
             add_dropped(&mut stats.dropped, &counts.dropped);
         }
-        for subscriber in state.subscribers.values() {
+        for subscriber in state.subscribers.values().filter(|its| !topic::is_own(&its.pattern)) {
             let counts = subscriber.stats();
             stats.delivered += counts.delivered;
             stats.bytes_received += counts.bytes;
@@ -853,8 +853,10 @@ impl NodeCore {
             return;
         }
         state.events.publisher_goes(&publisher.topic);
-        let totals = publisher.stats();
-        state.ended.0.add(&totals);
+        if !topic::is_own(&publisher.topic) {
+            let totals = publisher.stats();
+            state.ended.0.add(&totals);
+        }
         publisher.shut();
         for neighbour in state.neighbours.values_mut() {
             neighbour.pair.send(&Message::PublisherGone(publisher.id), &[]);
@@ -873,8 +875,11 @@ impl NodeCore {
         }
         state.events.tell(Event::SubscriberRemoved(Arc::new(self.own_endpoint(subscriber))));
         let left = subscriber.inbox.lock().close();
-        state.ended.1.delivered += subscriber.stats().delivered;
-        state.ended.1.bytes += subscriber.stats().bytes;
+        if !topic::is_own(&subscriber.pattern) {
+            let totals = subscriber.stats();
+            state.ended.1.delivered += totals.delivered;
+            state.ended.1.bytes += totals.bytes;
+        }
         for (publisher, number, pair) in left {
             match pair {
                 Some(pair) => {

@@ -15,6 +15,7 @@ use super::outbox::Outbox;
 use super::publisher::{Blocked, Publisher, PublisherCore, Why, monotonic_ns};
 use super::spin;
 use super::subscriber::WaitOutcome;
+use super::topic;
 use crate::base::atomics::{Ordering, fence};
 use crate::base::descriptor::{Descriptor, Heard, SignalMask, wait_readable};
 use crate::base::lock::Mutex;
@@ -87,10 +88,11 @@ impl Publisher {
 
     /// Tells the user, once, who keeps a publish waiting that has waited a second.
     pub fn tell_long_wait(&self, blocked: &Blocked, waited: Duration) {
-        if waited < LONG_WAIT {
+        let core = &self.core;
+        // Who calls a service has a timeout of its own, and cannot follow what is advised here.
+        if waited < LONG_WAIT || topic::is_own(self.topic()) {
             return;
         }
-        let core = &self.core;
         core.node.notices.tell(Level::Warning, &format!("slow {} {}", core.id, blocked.subscriber), || {
             format!("publish has waited {:.1} s: {blocked}; {}", waited.as_secs_f64(), blocked.remedy())
         });

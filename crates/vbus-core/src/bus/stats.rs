@@ -71,7 +71,7 @@ pub struct SubscriberStats {
     pub links: Vec<LinkStats>,
 }
 
-/// Counts of a node.
+/// Counts of a node, without what the bus itself sends on topics of its own.
 #[derive(Clone, Debug, Default)]
 pub struct NodeStats {
     /// Connected peers.
