@@ -18,8 +18,9 @@ PAGE = HERE.parent / "docs" / "reference.md"
 FIRST = ("Node", "Channel", "Publisher", "Loan", "Subscriber", "Sample", "Watch", "Service", "Server")
 """In the order in which people meet them; others follow by name."""
 INTERNAL = {
-    *("forget_nudge", "nudge", "publish_encoded", "raw_loan", "stats_dict", "wait"),
+    *("draft_message", "forget_nudge", "look", "nudge", "publish_message", "raw_loan", "receive_message"),
     *("attempt", "draft", "ear", "news", "receive_many_nowait", "rested", "room", "soon", "timed_out"),
+    *("stats_dict", "take_message", "wait"),
     *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
 }
 """What the extension gives the Python layer, and twins and streams share with their helpers."""

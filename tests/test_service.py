@@ -738,6 +738,56 @@ def test_a_nudge_ends_a_wait_also_after_others_looked(node):
         subscriber.wait(0)
 
 
+def test_a_server_that_was_too_slow_once_is_asked_again(pair, join):
+    server, caller = pair
+    go_on = threading.Event()
+    server.serve("who", lambda value: go_on.wait(WATCHDOG) and "server")
+    with pytest.raises(vbus.Timeout):
+        caller.call("who", None, timeout=0.01)
+    go_on.set()
+    third = join("third")
+    third.serve("who", lambda value: "third")
+    assert {caller.call("who", None) for _ in range(4)} == {"third"}
+    remote = next(it for it in caller._exchange._by_name["who"] if it.peer[0] == server.id)
+    assert 0 < remote.suspect_until - time.monotonic() <= 1
+    remote.suspect_until = time.monotonic()
+    assert {caller.call("who", None) for _ in range(4)} == {"server", "third"}
+    assert remote.timeouts == 0
+
+
+def test_tasks_that_wait_for_room_at_a_server_go_on_as_it_takes_requests(pair):
+    server, caller = pair
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handler(value):
+        begun.set()
+        go_on.wait(WATCHDOG)
+        return value
+
+    serving = server.serve("slow", handler)
+
+    async def main():
+        tasks = [asyncio.ensure_future(caller.call_async("slow", at)) for at in range(3000)]
+        await asyncio.to_thread(begun.wait, WATCHDOG)
+        remote = caller._exchange._by_name["slow"][0]
+        while serving.stats().waiting < 1024:  # noqa: ASYNC110 it is another thread that takes it there
+            await asyncio.sleep(0)
+        with pytest.raises(vbus.Timeout, match="takes no request"):
+            await caller.call_async("slow", "late", timeout=0.01)
+        for at in (1500, 2000, 2999):
+            tasks[at].cancel()
+        go_on.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(
+            result == at or (at in (1500, 2000, 2999) and isinstance(result, asyncio.CancelledError))
+            for at, result in enumerate(results)
+        )
+        assert not remote.under_way
+
+    asyncio.run(main())
+    assert serving.stats().begun == 2997
+
+
 # ---- cancellation -------------------------------------------------------------------------------
 
 

@@ -327,3 +327,35 @@ def test_streams_are_stopped_when_their_server_closes(join, counting):
     with pytest.raises(vbus.TransportError):
         list(stream)
     assert counting.has_stopped()
+
+
+@pytest.mark.parametrize("way", ["next", "anext"])
+def test_closing_a_stream_wakes_whoever_waits_in_it(join, way):
+    server, caller = join("server"), join("caller")
+    begun, go_on, errors = threading.Event(), threading.Event(), []
+
+    def silent(value):
+        begun.set()
+        go_on.wait(WATCHDOG)
+        yield value
+
+    server.serve("silent", silent)
+    stream = caller.call_stream("silent", 1)
+
+    async def step():
+        return await anext(stream)
+
+    def take():
+        try:
+            next(stream) if way == "next" else asyncio.run(step())
+        except vbus.Closed as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert begun.wait(WATCHDOG)
+    until(lambda: stream.pending.waiter is not None, "it waits")
+    stream.close()
+    thread.join(WATCHDOG)
+    assert "the stream of 'silent' was left" in str(errors[0])
+    go_on.set()

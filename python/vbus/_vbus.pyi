@@ -156,10 +156,19 @@ class Publisher(Generic[T]):
         EncodeError for a value that is not of the type; Closed; SharedMemoryError where no memory is
         left.
         """
-    def publish_encoded(
-        self, encoding: str, buffers: Sequence[Buffer], meta: bytes, timeout: float | None
+    def publish_message(
+        self,
+        kind: int,
+        call: int,
+        amount: int,
+        encoded: tuple[str, Sequence[Buffer], bytes] | bytes,
+        timeout: float | None,
     ) -> int:
-        """Publish what was encoded already; waits `timeout` seconds for room, whatever `block_timeout` is."""
+        """Publish a message of a call; waits `timeout` seconds for room, whatever `block_timeout` is."""
+    def draft_message(
+        self, kind: int, call: int, amount: int, encoded: tuple[str, Sequence[Buffer], bytes] | bytes
+    ) -> Draft:
+        """The same, not tried yet."""
     def attempt(self, value: T, headers: Mapping[str, str] | None) -> int | Draft:
         """Publish at once: the sequence, or what is to be tried again. Raises what `publish` does."""
     def draft(self, value: T, headers: Mapping[str, str] | None) -> Draft:
@@ -308,6 +317,12 @@ class Subscriber(Generic[T]):
         `timeout` in seconds, None for ever, 0 tries once. Timeout if none comes, Closed, ValueError for a
         `max` below 1 or a negative timeout.
         """
+    def receive_message(self) -> Message:
+        """The next message of a call; waits for it. What is none is passed over."""
+    def take_message(self) -> Message | None:
+        """The next message of a call if one waits."""
+    def look(self) -> bool:
+        """Whether something came; looks for a short while, if that tends to help. Takes nothing."""
     def wait(self, timeout: float | None = None) -> None:
         """Until there may be a sample, or a nudge; takes nothing. For one thread at a time."""
     def nudge(self) -> None:
@@ -349,6 +364,27 @@ class Subscriber(Generic[T]):
     def ear(self) -> Ear: ...
     def news(self) -> News:
         """Tells when publishers come, and when it is closed."""
+
+class Message:
+    """One message of a call as it arrived: see `vbus.service.wire`."""
+
+    @property
+    def kind(self) -> int: ...
+    @property
+    def call(self) -> int: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def encoding(self) -> str: ...
+    @property
+    def payload(self) -> memoryview | bytes:
+        """The value; small MessagePack is copied, all else a view of the bus's memory."""
+    @property
+    def meta(self) -> bytes:
+        """The codec's own."""
+    @property
+    def node(self) -> str:
+        """The id of the node that sent it."""
 
 class Sample(Generic[T]):
     """One published message, as API.md describes it; made by a Subscriber only."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         def news(self) -> News: ...
 
 
-__all__ = ["Receivers", "until"]
+__all__ = ["Receivers", "here_in", "until"]
 
 
 class Receivers:
@@ -63,7 +63,7 @@ class Receivers:
             await asyncio.sleep(0)
         here = self._here()
         # A short look keeps nobody else of the loop waiting.
-        item = source.soon(timeout != 0 and not here.waiting and not here.ready)
+        item = source.soon(timeout != 0 and here.is_idle())
         while item is None and (item := source.receive_nowait()) is None:
             await self._wait(source, timeout, deadline)
         return item
@@ -101,9 +101,7 @@ class Receivers:
         loop = asyncio.get_running_loop()
         last, here = self._last
         if here is None or last is not loop:
-            here = _known.get(loop)
-            if here is None:
-                here = _known[loop] = Here(loop)
+            here = here_in(loop)
             self._last = loop, here
         return here
 
@@ -118,6 +116,18 @@ class Here:
         """What asyncio runs next. Other loops do not show it; a look there is as short."""
         self.waiting = 0
         """Receivers that wait."""
+
+    def is_idle(self) -> bool:
+        """Whether nobody is kept waiting by one who has a short look."""
+        return not self.waiting and not self.ready
+
+
+def here_in(loop: asyncio.AbstractEventLoop) -> Here:
+    """That of a loop."""
+    here = _known.get(loop)
+    if here is None:
+        here = _known[loop] = Here(loop)
+    return here
 
 
 _known: WeakKeyDictionary[asyncio.AbstractEventLoop, Here] = WeakKeyDictionary()

@@ -338,7 +338,7 @@ class Node:
 
         `handler(request)` returns the reply. A function runs on `concurrency` threads; a coroutine function
         on the loop that runs now, else on one of the node's, `concurrency` at a time; a generator of either
-        kind gives a stream of replies. What it raises reaches the caller as RemoteError. With a name,
+        kind gives a stream of replies, and is one of these until its caller took the last or left. What it raises reaches the caller as RemoteError. With a name,
         `request` and `reply` are the types; None is any.
 
         Returns when its neighbours know it. TopicError for a wrong name, ConfigError for a type that cannot
@@ -393,10 +393,8 @@ class Node:
         or its reply is of the wrong type. EncodeError, TooLarge: the request cannot be sent. DecodeError: the
         reply is not of the type `reply`.
         """
-        from .service.caller import call
-        from .service.contract import contract_of
-
-        return call(self._calls(), contract_of(service, request, reply), value, timeout)
+        exchange = self._calls()
+        return exchange.call(exchange.contract_of(service, request, reply), value, timeout)
 
     @overload
     async def call_async(self, service: Service[Q, R], value: Q, *, timeout: float | None = None) -> R: ...
@@ -430,10 +428,11 @@ class Node:
         timeout: float | None = None,
     ) -> Any:
         """`call` for asyncio; cancelling it cancels a coroutine at the server, and disturbs no other call."""
-        from .service.contract import contract_of
         from .service.tasks import call_async
 
-        return await call_async(self._calls(), contract_of(service, request, reply), value, timeout)
+        exchange = self._calls()
+        contract = exchange.contract_of(service, request, reply)
+        return await call_async(exchange, contract, value, timeout)
 
     @overload
     def call_stream(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from .resume import Line, Turn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._vbus import Draft, Publisher, Room
 
 __all__ = ["Queues"]
@@ -43,15 +45,20 @@ class Queues:
         queue = self._queues.get(asyncio.get_running_loop())
         return queue is None or not queue.waiting
 
-    async def publish(self, publisher: Publisher[Any], draft: Draft) -> int:
-        """Publish when it is our turn and there is room; its sequence. Raises what `publish` does."""
+    async def publish(
+        self, publisher: Publisher[Any], draft: Draft, attempt: Callable[[], int | None] | None = None
+    ) -> int:
+        """Publish when it is our turn and there is room; its sequence. Raises what `publish` does.
+
+        `attempt` is what tries it, if that is more than `draft.attempt`.
+        """
         loop = asyncio.get_running_loop()
         queue = self._queues.get(loop)
         if queue is None:
             for other in [other for other in list(self._queues) if other.is_closed()]:
                 self._queues.pop(other, None)
             queue = self._queues[loop] = Queue(loop, publisher.room())
-        return await queue.publish(draft)
+        return await queue.publish(draft, attempt or draft.attempt)
 
 
 class Queue:
@@ -65,7 +72,7 @@ class Queue:
         self._room = room
         self._line = Line(loop, room)
 
-    async def publish(self, draft: Draft) -> int:
+    async def publish(self, draft: Draft, attempt: Callable[[], int | None]) -> int:
         """As `Queues.publish`."""
         me = _Waiting(draft, time.monotonic())
         self.waiting.append(me)
@@ -76,7 +83,7 @@ class Queue:
             while True:
                 if self.waiting[0] is not me:
                     await self._wait_for_turn(me)
-                elif (sequence := draft.attempt()) is not None:
+                elif (sequence := attempt()) is not None:
                     return sequence
                 else:
                     await self._wait_for_room(me)

@@ -6,6 +6,7 @@ mod ear;
 mod errors;
 mod loan;
 mod look;
+mod message;
 mod node;
 mod publisher;
 mod sample;
@@ -32,6 +33,7 @@ fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ear::News>()?;
     module.add_class::<sample::Sample>()?;
     module.add_class::<watch::Watch>()?;
+    module.add_class::<message::Message>()?;
     module.add_function(wrap_pyfunction!(convert::check_topic, module)?)?;
     module.add_function(wrap_pyfunction!(convert::check_qos, module)?)?;
     module.add_function(wrap_pyfunction!(convert::shapes_agree, module)?)?;

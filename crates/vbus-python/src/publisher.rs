@@ -15,6 +15,7 @@ use crate::draft::{Draft, Room};
 use crate::ear::News;
 use crate::errors::{self, Details, Kind, from_node, from_publish, raise};
 use crate::loan::Loan;
+use crate::message::Head;
 use crate::node::Node;
 use crate::waiting::{count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
 
@@ -304,10 +305,7 @@ impl Publisher {
                 &meta,
             );
         }
-        let encoded = Encoded::unpack(encoded, meta)?;
-        let buffers = encoded.parts.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
-        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
-        self.door.publish_parts(py, Patience::Offered, &parts, &encoded.encoding, &encoded.meta)
+        self.publish_buffers(py, Patience::Offered, &Encoded::unpack(encoded, meta)?)
     }
 
     #[pyo3(signature = (value, headers))]
@@ -340,26 +338,36 @@ impl Publisher {
         } else {
             Encoded::unpack(self.call_encoder(py, value)?, meta)?
         };
-        let parts = encoded.parts.into_iter().map(Bound::unbind).collect();
-        Ok(Draft::of_value(Arc::clone(&self.door), parts, encoded.encoding, encoded.meta))
+        Ok(encoded.draft(&self.door))
     }
 
     fn room(&self, py: Python<'_>) -> PyResult<Room> {
         Room::new(py, &self.door)
     }
 
-    /// Publishes what was encoded already, and waits `timeout` seconds for room, whatever `block_timeout` is.
-    fn publish_encoded(
+    /// Publishes a message of a call, encoded already; waits `timeout` seconds for room, whatever
+    /// `block_timeout` is.
+    fn publish_message(
         &self,
         py: Python<'_>,
-        encoding: &str,
-        buffers: Vec<Bound<'_, PyAny>>,
-        meta: &[u8],
+        kind: u8,
+        call: u64,
+        amount: u32,
+        encoded: Bound<'_, PyAny>,
         timeout: Option<f64>,
     ) -> PyResult<u64> {
-        let meta = Meta { codec: meta.to_vec(), headers: Vec::new() };
-        let patience = Patience::Until(deadline_from(timeout)?);
-        self.publish_buffers(py, patience, encoding, &buffers, &meta)
+        let (head, patience) = (Head { kind, call, amount }, Patience::Until(deadline_from(timeout)?));
+        if let Ok(bytes) = encoded.cast::<PyBytes>() {
+            let meta = Meta { codec: head.before(&[]), headers: Vec::new() };
+            return self.door.publish_parts(py, patience, &[bytes.as_bytes()], &Encoding::Msgpack, &meta);
+        }
+        let encoded = Encoded::message(&head, encoded)?;
+        self.publish_buffers(py, patience, &encoded)
+    }
+
+    fn draft_message(&self, kind: u8, call: u64, amount: u32, encoded: Bound<'_, PyAny>) -> PyResult<Draft> {
+        let encoded = Encoded::message(&Head { kind, call, amount }, encoded)?;
+        Ok(encoded.draft(&self.door))
     }
 
     /// Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
@@ -470,20 +478,25 @@ impl<'py> Encoded<'py> {
         meta.codec = codec;
         Ok(Self { parts, encoding: Encoding::from_name(&name), meta })
     }
+
+    /// The same as a message of a call.
+    fn message(head: &Head, encoded: Bound<'py, PyAny>) -> PyResult<Self> {
+        let mut result = Self::unpack(encoded, Meta::default())?;
+        result.meta.codec = head.before(&result.meta.codec);
+        Ok(result)
+    }
+
+    fn draft(self, door: &Arc<Door>) -> Draft {
+        let parts = self.parts.into_iter().map(Bound::unbind).collect();
+        Draft::of_value(Arc::clone(door), parts, self.encoding, self.meta)
+    }
 }
 
 impl Publisher {
-    fn publish_buffers(
-        &self,
-        py: Python<'_>,
-        patience: Patience,
-        encoding: &str,
-        buffers: &[Bound<'_, PyAny>],
-        meta: &Meta,
-    ) -> PyResult<u64> {
-        let buffers = buffers.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
+    fn publish_buffers(&self, py: Python<'_>, patience: Patience, encoded: &Encoded<'_>) -> PyResult<u64> {
+        let buffers = encoded.parts.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
         let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
-        self.door.publish_parts(py, patience, &parts, &Encoding::from_name(encoding), meta)
+        self.door.publish_parts(py, patience, &parts, &encoded.encoding, &encoded.meta)
     }
 
     fn call_encoder<'py>(&self, py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {

@@ -189,7 +189,7 @@ impl Sample {
 }
 
 /// Below this size, copying a payload takes less time than making a view of it.
-const COPY_TO_DECODE: usize = 4 << 10;
+pub(crate) const COPY_TO_DECODE: usize = 4 << 10;
 
 /// What a sample says of itself.
 fn meta_of(sample: &bus::Content) -> (Encoding, Meta) {
@@ -201,7 +201,7 @@ fn unknown_meta() -> (Encoding, Meta) {
     (Encoding::Named("unknown".into()), Meta::default())
 }
 
-fn view<'py>(py: Python<'py>, sample: Arc<bus::Content>) -> PyResult<Bound<'py, PyMemoryView>> {
+pub(crate) fn view<'py>(py: Python<'py>, sample: Arc<bus::Content>) -> PyResult<Bound<'py, PyMemoryView>> {
     PyMemoryView::from(Bound::new(py, SampleMemory { sample })?.as_any())
 }
 

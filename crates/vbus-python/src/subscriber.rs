@@ -13,6 +13,7 @@ use vbus_core::bus;
 use crate::convert::{dropped_dict, link_dict, qos_from};
 use crate::ear::{Ear, News};
 use crate::errors::{self, Details, Kind, closed_subscriber, from_node, raise};
+use crate::message::Message;
 use crate::node::Node;
 use crate::sample::{Reading, Sample};
 use crate::waiting::{check_timeout, count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
@@ -186,6 +187,33 @@ impl Subscriber {
         };
         let samples = self.persist(py, timeout, take)?;
         Ok(samples.into_iter().map(|sample| Sample::new(sample, &self.reading)).collect())
+    }
+
+    /// The next message of a call; waits for it, without the GIL. What is none is passed over.
+    fn receive_message(&self, py: Python<'_>) -> PyResult<Message> {
+        loop {
+            let sample = self.persist(py, None, bus::Subscriber::try_receive)?;
+            if let Some(message) = Message::read(py, sample)? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next message of a call if one waits.
+    fn take_message(&self, py: Python<'_>) -> PyResult<Option<Message>> {
+        let inner = self.inner(py)?;
+        while let Some(sample) = inner.try_receive().map_err(|bus::Closed| self.closed_error(py))? {
+            if let Some(message) = Message::read(py, sample)? {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a short while whether something comes, if that tends to help; takes nothing.
+    fn look(&self, py: Python<'_>) -> PyResult<bool> {
+        let inner = self.inner(py)?;
+        Ok(py.detach(|| inner.look(None)))
     }
 
     /// Waits until there may be a sample, somebody nudges, or the time is over; takes nothing.

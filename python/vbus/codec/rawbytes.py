@@ -19,6 +19,8 @@ def encoder(topic: str) -> Encoder:
     """Only bytes-like values pass; most never come here, the extension takes them at the door."""
 
     def encode(value: Any) -> Encoded:
+        if type(value) is bytes:
+            return "raw", (value,), b""
         buffer = as_buffer(value)
         if buffer is None:
             raise encode_error(topic, (), "bytes-like", value)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from vbus._vbus import Message
 from vbus.errors import Closed, DecodeError, Error, NoServer, RemoteError, Timeout, TransportError, quote
 
 from . import wire
-from .exchange import acquire
-from .wire import WINDOW, Message
+from .waits import acquire, deadline_in
+from .wire import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .exchange import Exchange, Pending, Remote
     from .wire import Outgoing
 
-__all__ = ["CallStream", "call", "deadline_in", "result"]
+__all__ = ["CallStream", "call", "result"]
 
 R = TypeVar("R")
 
@@ -36,7 +36,7 @@ def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | No
     encoded = contract.request.encoder(value)
     pending = exchange.begin(contract, is_stream=False)
     try:
-        exchange.send(pending, wire.message(wire.CALL, pending.number, 0, encoded), deadline)
+        exchange.send(pending, (wire.CALL, pending.number, 0, encoded), deadline)
         del encoded
         if exchange.wait(pending, deadline):
             return result(contract, pending)
@@ -80,18 +80,19 @@ class CallStream(Generic[R]):
         self._granted = WINDOW
         self.turn = allocate_lock()
         self.pending: Pending | None = exchange.begin(contract, is_stream=True)
-        self.outgoing: Outgoing | None = wire.message(wire.STREAM, self.pending.number, WINDOW, encoded)
+        self.outgoing: Outgoing | None = wire.STREAM, self.pending.number, WINDOW, encoded
         # In a loop, what has to wait waits until the first step: no loop stands still for us.
         self._begin(deadline, may_wait=not _is_in_loop())
 
     def _begin(self, deadline: float | None, *, may_wait: bool) -> None:
-        if self.pending is None or self.outgoing is None:
+        pending, outgoing = self.pending, self.outgoing
+        if pending is None or outgoing is None:
             return
         try:
-            if self.exchange.try_send(self.pending, self.outgoing):
+            if self.exchange.try_send(pending, outgoing):
                 self.outgoing = None
             elif may_wait:
-                self.exchange.send(self.pending, self.outgoing, deadline)
+                self.exchange.send(pending, outgoing, deadline)
                 self.outgoing = None
         except BaseException:
             self.close()
@@ -276,16 +277,5 @@ def _remote_error(remote: Remote, said: Any) -> RemoteError:
 
 
 def _text(said: Any, name: str) -> str:
-    try:
-        return str(said[name])
-    except (TypeError, KeyError, IndexError):
-        return ""
-
-
-def deadline_in(timeout: float | None) -> float | None:
-    """The end of the wait on the monotonic clock. ValueError for a negative timeout."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError(f"timeout is {timeout}; give seconds from 0 on, or None to wait for ever")
-    return time.monotonic() + timeout
+    text = wire.field(said, name)
+    return text if isinstance(text, str) else ""

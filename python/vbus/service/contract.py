@@ -13,9 +13,10 @@ from vbus.errors import quote
 from . import Service
 
 if TYPE_CHECKING:
+    from vbus._vbus import Message
     from vbus.codec import Codec
 
-    from .wire import Announced, Message
+    from .wire import Announced
 
 __all__ = ["Contract", "contract_of"]
 
@@ -80,7 +81,7 @@ def _decoded(codec: Codec, message: Message) -> Any:
     if codec.quick is not None and message.encoding == "msgpack" and not message.meta:
         with suppress(Exception):  # the decoder finds the words
             return codec.quick(message.payload)
-    return codec.decoder(message.encoding, message.payload, message.meta)
+    return codec.decoder(message.encoding, memoryview(message.payload), message.meta)
 
 
 def _make(name: Any, request: Any, reply: Any) -> Contract:

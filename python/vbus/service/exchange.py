@@ -18,31 +18,35 @@ import itertools
 import os
 import select
 import time
-from _thread import LockType, RLock, allocate_lock, get_ident, start_new_thread
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from vbus._vbus import Publisher as CorePublisher
 from vbus._vbus import Subscriber as CoreSubscriber
 from vbus.errors import Closed, Error, Full, NoServer, SharedMemoryError, Timeout, TransportError, quote
 
 from . import wire
-from .wire import CONTROL, REPLY, SERVE, Message, as_it_is
+from .caller import call
+from .contract import contract_of
+from .waits import acquire, remaining
+from .wire import CONTROL, REPLY, SERVE
 
 if TYPE_CHECKING:
     import asyncio
 
+    from vbus._vbus import Message, PeerTuple
     from vbus._vbus import Node as CoreNode
-    from vbus._vbus import PeerTuple
+    from vbus.resume import Turn
+    from vbus.turns import Queues
 
     from .contract import Contract
     from .serving import Served, Serving
     from .wire import Announced, Outgoing
 
 
-__all__ = ["Exchange", "LoopWaiter", "Mailbox", "Pending", "Remote", "acquire", "remaining"]
+__all__ = ["Exchange", "LoopWaiter", "Mailbox", "Pending", "Remote"]
 
 DEPTH = 1024
 """Messages that may wait at one receiver; more wait at their sender."""
@@ -53,10 +57,17 @@ KEEPER_SECONDS = 2.0
 TAKEN_AT_ONCE = 256
 EARLY_CANCELS = 1024
 """Cancels per caller that may be there before their calls."""
+UNTAKEN = 1 << 16
+"""Replies that may wait for a node that takes none; then its requests are not taken either."""
+SUSPECT_SECONDS = 1.0
+LONGEST_SUSPECT_SECONDS = 30.0
 
 
 class Exchange:
     """The calls of one node, made when it first serves or calls."""
+
+    contract_of = staticmethod(contract_of)
+    call = call
 
     def __init__(self, core: CoreNode) -> None:
         self.core = core
@@ -73,6 +84,8 @@ class Exchange:
         self._controls: dict[str, Mailbox] = {}
         # Who waits for replies.
         self._leader: ThreadWaiter | None = None
+        self._first = ThreadWaiter()
+        """Leads where nobody does."""
         self._leader_sleeps = False
         self._is_nudged = False
         self._followers: dict[ThreadWaiter, None] = {}
@@ -81,7 +94,6 @@ class Exchange:
         self.servings: dict[str, Serving] = {}
         self.running: dict[tuple[str, int], Served] = {}
         self._mailboxes: dict[str, Mailbox] = {}
-        self._callers: dict[str, str] = {}
         self._early: dict[str, dict[int, None]] = {}
         self.own_loop: Any = None
         # What the keeper has to do. Anybody may append, at any moment: also the garbage collector.
@@ -112,24 +124,32 @@ class Exchange:
             if not remotes:
                 self._learn_all()
                 remotes = self._by_name.get(contract.name, [])
-            best, misfit = None, None
-            for remote in remotes:
-                if remote.leaving is not None:
-                    continue
-                if (found := contract.misfit(remote.announced)) is not None:
-                    misfit = found, remote
-                elif best is None or remote.burden() < best.burden():
-                    best = remote
-            if best is None:
-                raise self._nobody(contract.name, misfit)
-            if len(remotes) > 1:
-                # Among equals, whoever was not asked for longest.
-                remotes.remove(best)
-                remotes.append(best)
+            if len(remotes) == 1 and remotes[0].fits is contract and remotes[0].leaving is None:
+                best = remotes[0]
+            else:
+                best = self._choose(contract, remotes)
             best.under_way += 1
-            pending = Pending(self, next(self._numbers), best, is_stream)
+            pending = Pending((best.salt + next(self._numbers)) & NUMBERS, best, is_stream)
             self._pending[pending.number] = pending
             return pending
+
+    def _choose(self, contract: Contract, remotes: list[Remote]) -> Remote:
+        best, misfit = None, None
+        for remote in remotes:
+            if remote.leaving is not None:
+                continue
+            if (found := contract.misfit(remote.announced)) is not None:
+                misfit = found, remote
+            elif best is None or remote.burden() < best.burden():
+                best = remote
+        if best is None:
+            raise self._nobody(contract.name, misfit)
+        best.fits = contract
+        if len(remotes) > 1:
+            # Among equals, whoever was not asked for longest.
+            remotes.remove(best)
+            remotes.append(best)
+        return best
 
     def _nobody(self, name: str, misfit: tuple[tuple[str, str, str, str], Remote] | None) -> NoServer:
         if misfit is None:
@@ -231,8 +251,6 @@ class Exchange:
                 self._slow.pop(box, None)
                 self._dispose(box.publisher)
         self._early.pop(id, None)
-        for publisher in [its for its, node in self._callers.items() if node == id]:
-            del self._callers[publisher]
         for served in [it for (node, _), it in self.running.items() if node == id]:
             served.cancel()
 
@@ -246,7 +264,7 @@ class Exchange:
 
     def send(self, pending: Pending, outgoing: Outgoing, deadline: float | None) -> None:
         """Hand a request to its server. Timeout if it takes none until the deadline."""
-        publisher = self.door(pending.remote, deadline)
+        publisher = pending.remote.publisher or self.door(pending.remote, deadline)
         while not pending.remote.is_linked:
             if pending.is_over:
                 return None
@@ -260,7 +278,7 @@ class Exchange:
                 raise pending.timeout_error("it does not answer")
         pending.is_sent = True
         try:
-            publisher.publish_encoded(*outgoing, remaining(deadline))
+            publisher.publish_message(*outgoing, remaining(deadline))
         except Closed:
             self._sent_to_nobody(pending)
         except Timeout as error:
@@ -287,7 +305,7 @@ class Exchange:
             return pending.is_over
         pending.is_sent = True
         try:
-            publisher.publish_encoded(*outgoing, 0)
+            publisher.publish_message(*outgoing, 0)
         except Timeout:
             pending.is_sent = False
             return False
@@ -297,6 +315,32 @@ class Exchange:
             pending.is_sent = False
             raise
         return True
+
+    async def send_in_turn(self, pending: Pending, outgoing: Outgoing) -> None:
+        """The same for a task, behind those of its loop that wait for the same server, without a deadline."""
+        remote, publisher = pending.remote, pending.remote.publisher
+        if publisher is None:
+            raise AssertionError("a request is sent when the way is open")
+        if remote.queues is None:
+            from vbus.turns import Queues
+
+            remote.queues = Queues()
+        draft = publisher.draft_message(*outgoing)
+
+        def attempt() -> int | None:
+            # Whoever hears that the server went away must know whether it may have run.
+            pending.is_sent = True
+            sequence = None
+            try:
+                sequence = draft.attempt()
+            finally:
+                pending.is_sent = sequence is not None
+            return sequence
+
+        try:
+            await remote.queues.publish(publisher, draft, attempt)
+        except Closed:
+            self._sent_to_nobody(pending)
 
     def _sent_to_nobody(self, pending: Pending) -> None:
         """The way to the server was closed, by us: it is gone, or we are."""
@@ -323,12 +367,15 @@ class Exchange:
 
     def leave(self, pending: Pending, *, timed_out: bool = False) -> None:
         """Nobody waits for it any more: the server may stop. May be called twice; never waits."""
+        if self.pid != os.getpid():
+            return  # the child of a fork, where another thread's lock stays taken
         with self.lock:
-            if self._pending.pop(pending.number, None) is None:
+            if timed_out:
+                pending.remote.suspect()
+            if pending.number not in self._pending:
                 return
-            pending.remote.under_way -= 1
-            pending.remote.timeouts += timed_out
-            pending.is_over = True
+            # Another thread may wait in a stream that this one leaves.
+            self._finish(pending, pending.left_error())
             if not pending.is_sent:
                 return
         self.control(pending, wire.CANCEL, 0)
@@ -343,7 +390,7 @@ class Exchange:
             box = self._controls.get(node)
             if box is None:
                 # Opening may take its time; the keeper has it.
-                box = self._controls[node] = Mailbox(CONTROL + node)
+                box = self._controls[node] = Mailbox(CONTROL, node)
         self.post(box, wire.plain(kind, pending.number, count, None))
 
     def post(self, box: Mailbox, outgoing: Outgoing) -> None:
@@ -356,27 +403,30 @@ class Exchange:
 
     def wait(self, pending: Pending, deadline: float | None) -> bool:
         """Until there is something for it; False at the deadline. One thread per call."""
-        waiter = ThreadWaiter()
-        with self.lock:
-            if pending.has_news():
-                return True
-            pending.waiter = waiter
-            if self._leader is None:
-                self._leader, self._leader_sleeps = waiter, True
-            else:
-                self._followers[waiter] = None
+        waiter = None
         try:
+            # Ctrl-C may come at every call: from here on, whoever leads passes the lead on.
+            with self.lock:
+                if pending.is_over or pending.items:
+                    return True
+                if self._leader is None:
+                    waiter = self._leader = self._first
+                    self._leader_sleeps = True
+                else:
+                    waiter = ThreadWaiter()
+                    self._followers[waiter] = None
+                pending.waiter = waiter
             while True:
                 if self._leader is waiter:
-                    self._replies.wait(remaining(deadline))
+                    self._replies.wait(None if deadline is None else remaining(deadline))
                 else:
                     acquire(waiter.bell, deadline)
                 with self.lock:
                     waiter.is_rung = False
                     if self._leader is waiter:
                         self._wake_up()
-                        self._take_some()
-                    if pending.has_news():
+                        self._take_some(pending)
+                    if pending.is_over or pending.items:
                         return True
                     if deadline is not None and time.monotonic() >= deadline:
                         return False
@@ -386,12 +436,13 @@ class Exchange:
             self.fail_all()
             return True
         finally:
-            with self.lock:
-                pending.waiter = None
-                self._followers.pop(waiter, None)
-                if self._leader is waiter:
-                    self._wake_up()
-                    self._pass_on_lead()
+            if waiter is not None:
+                with self.lock:
+                    pending.waiter = None
+                    self._followers.pop(waiter, None)
+                    if self._leader is waiter:
+                        self._wake_up()
+                        self._pass_on_lead()
 
     def _wake_up(self) -> None:
         self._leader_sleeps = False
@@ -400,81 +451,97 @@ class Exchange:
             self._replies.forget_nudge()
 
     def _pass_on_lead(self) -> None:
-        self._leader = next(iter(self._followers), None)
-        self._leader_sleeps = self._leader is not None
+        self._leader = next(iter(self._followers), None) if self._followers else None
         if self._leader is not None:
+            self._leader_sleeps = True
             del self._followers[self._leader]
             self._leader.ring()
 
     def join_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop of this thread has a call under way."""
         with self.lock:
-            count = self._loops.get(loop, 0)
-            self._loops[loop] = count + 1
-        if count == 0:
-            loop.add_reader(self._replies.fileno(), self._look)
+            count = self._loops.get(loop)
+            if count is None:
+                for other in [other for other in self._loops if other.is_closed()]:
+                    del self._loops[other]
+            self._loops[loop] = (count or 0) + 1
+        if count is None:
+            loop.add_reader(self._replies.fileno(), self._look, loop)
 
-    def part_from_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The loop of this thread has one less."""
+    def part_from_loop(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        """The loop of this thread has one less, that waited so long, which tells how soon replies come.
+
+        It goes on to watch until something comes for others.
+        """
+        if self.pid != os.getpid():
+            return
         with self.lock:
-            count = self._loops[loop] = self._loops[loop] - 1
-            if count == 0:
-                del self._loops[loop]
-        if count == 0:
-            with suppress(RuntimeError):  # the loop is closed, and so is this
-                loop.remove_reader(self._replies.fileno())
+            if loop in self._loops:
+                self._loops[loop] -= 1
+        with suppress(Closed):
+            self._replies.rested(seconds)
 
-    def _look(self) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by a loop when something came."""
         try:
             with self.lock:
-                self._take_some()
+                if self._loops[loop]:
+                    return self._take_some()
         except Closed:
             self.fail_all()
+        with self.lock:
+            del self._loops[loop]
+        loop.remove_reader(self._replies.fileno())
+        return None
+
+    def look(self, pending: Pending) -> None:
+        """Have a short look for a reply, where it tends to come soon."""
+        if self._replies.look():
+            with self.lock:
+                self._take_some(pending)
 
     def take(self) -> None:
         """Look once, without waiting, for what came."""
         with self.lock:
             self._take_some()
 
-    def _take_some(self) -> None:
+    def _take_some(self, enough: Pending | None = None) -> None:
+        """Hand out what came, until one call is over."""
         for _ in range(TAKEN_AT_ONCE):
-            sample = self._replies.receive_nowait()
-            if sample is None:
+            message = self._replies.take_message()
+            if message is None:
                 return
-            self._hand_out(sample.value)
+            self._hand_out(message)
+            if enough is not None and enough.is_over:
+                return
 
     def _take_all(self) -> None:
         with suppress(Closed):  # whoever closed it fails what is left
-            while (sample := self._replies.receive_nowait()) is not None:
-                self._hand_out(sample.value)
+            while (message := self._replies.take_message()) is not None:
+                self._hand_out(message)
 
-    def _hand_out(self, message: Message | None) -> None:
-        if message is None:
-            return None
-        if message.kind == wire.LEAVING:
-            return self._remember_leaving(message)
+    def _hand_out(self, message: Message) -> None:
         pending = self._pending.get(message.call)
         if pending is None:
-            return None
+            if message.kind == wire.LEAVING:
+                self._remember_leaving(message)
+            return
         pending.remote.timeouts = 0
-        if message.kind == wire.ITEM:
-            if pending.is_stream:
-                pending.items.append(message)
-                self._wake(pending)
-        else:
+        if message.kind != wire.ITEM:
             self._finish(pending, message)
-        return None
+        elif len(pending.items) < (wire.WINDOW if pending.is_stream else 0):
+            pending.items.append(message)
+            self._wake(pending)
+        else:
+            self._finish(pending, pending.flooded_error())
+            self.control(pending, wire.CANCEL, 0)
 
     def _remember_leaving(self, message: Message) -> None:
-        try:
-            said = wire.read_plain(message)
-            remote = self._remotes.get(said["server"])
-            calls = frozenset(said["calls"])
-        except (Error, TypeError, KeyError):
-            return
-        if remote is not None:
-            remote.leaving = calls
+        said = wire.read_leaving(message)
+        remote = self._remotes.get(said[0]) if said is not None else None
+        # Nobody says so of another's server.
+        if said is not None and remote is not None and remote.peer[0] == message.node:
+            remote.leaving = said[1]
 
     def _finish(self, pending: Pending, end: Message | Error) -> None:
         if self._pending.pop(pending.number, None) is None:
@@ -511,16 +578,6 @@ class Exchange:
 
     # ---- whom this node answers -----------------------------------------------------------------
 
-    def caller_of(self, sample: Any) -> str:
-        """The node that a request or a word about one came from."""
-        publisher: str = sample.publisher
-        node = self._callers.get(publisher)
-        if node is None:
-            node = sample.source.id
-            with self.lock:
-                self._callers[publisher] = node
-        return node
-
     def mailbox_if_open(self, node: str) -> Mailbox | None:
         """The way back to a caller, if it was opened before."""
         return self._mailboxes.get(node)
@@ -532,8 +589,9 @@ class Exchange:
             with self._opening:
                 box = self._mailboxes.get(node)
                 if box is None:
-                    box = Mailbox(REPLY + node)
-                    box.publisher = self._publisher(box.topic, on_full="error")
+                    box = Mailbox(REPLY, node)
+                    with suppress(SharedMemoryError):  # out of descriptors, or of memory: the keeper tries
+                        box.publisher = self._publisher(box.topic, on_full="error")
                     with self.lock:
                         self._mailboxes[node] = box
                         self._hear()
@@ -543,7 +601,12 @@ class Exchange:
         return box
 
     def start_serving(self, served: Served) -> bool:
-        """Remember a call that begins; False if it was cancelled before. With the lock held."""
+        """Remember a call that begins; False if it was cancelled before, or nobody is there to answer.
+
+        With the lock held.
+        """
+        if served.mailbox.is_over:
+            return False
         early = self._early.get(served.caller)
         if early is not None and served.number in early:
             del early[served.number]
@@ -551,12 +614,9 @@ class Exchange:
         self.running[served.caller, served.number] = served
         return True
 
-    def _obey(self, sample: Any) -> None:
+    def _obey(self, message: Message) -> None:
         """A word of a caller about a call."""
-        message: Message | None = sample.value
-        if message is None:
-            return
-        node = self.caller_of(sample)
+        node = message.node
         with self.lock:
             served = self.running.get((node, message.call))
             if message.kind == wire.CREDIT and served is not None:
@@ -599,8 +659,8 @@ class Exchange:
             os.eventfd_read(self._bell)
         with self.lock:
             self._hear()
-        while (sample := self._control.receive_nowait()) is not None:
-            self._obey(sample)
+        while (message := self._control.take_message()) is not None:
+            self._obey(message)
         while self.left:
             self.leave(self.left.popleft())
         while self._disposed:
@@ -652,14 +712,12 @@ class Exchange:
         if bell is not None:
             os.close(bell)
 
-    def _subscriber(self, topic: str) -> CoreSubscriber[Message | None]:
-        return CoreSubscriber(
-            self.core, topic + self.core.id, shape="", raw=False, decoder=as_it_is, spin=None, qos={}
-        )
+    def _subscriber(self, topic: str) -> CoreSubscriber[Any]:
+        return subscriber(self.core, topic + self.core.id, "")
 
     def _publisher(self, topic: str, on_full: str) -> CorePublisher[Any]:
         qos = {"depth": DEPTH, "on_full": on_full}
-        return CorePublisher(self.core, topic, shape="", raw=False, encoder=_no_encoder, qos=qos)
+        return CorePublisher(self.core, topic, shape="", raw=False, encoder=_encoded_before, qos=qos)
 
 
 class Remote:
@@ -667,6 +725,7 @@ class Remote:
 
     __slots__ = (
         "announced",
+        "fits",
         "id",
         "is_gone",
         "is_linked",
@@ -674,9 +733,11 @@ class Remote:
         "opening",
         "peer",
         "publisher",
+        "queues",
+        "salt",
+        "suspect_until",
         "timeouts",
         "topic",
-        "turns",
         "under_way",
     )
 
@@ -685,6 +746,8 @@ class Remote:
         self.topic = topic
         self.peer = peer
         self.announced = announced
+        self.salt = int.from_bytes(os.urandom(8), "little")
+        """Begins the numbers of its calls: whoever was not asked cannot know them, and so cannot answer."""
         self.publisher: CorePublisher[Any] | None = None
         self.opening = allocate_lock()
         self.is_linked = False
@@ -692,13 +755,25 @@ class Remote:
         self.leaving: frozenset[int] | None = None
         """Once it is closing: the calls that it will still answer."""
         self.under_way = 0
+        self.fits: Contract | None = None
+        """One that is known to."""
         self.timeouts = 0
         """Since it last answered."""
-        self.turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self.suspect_until = 0.0
+        self.queues: Queues | None = None
+        """Tasks that wait for room at it."""
 
     def burden(self) -> tuple[int, int]:
         """Whom to ask first: whoever answers, and has least to do for us."""
-        return self.timeouts, self.under_way
+        if self.timeouts and time.monotonic() < self.suspect_until:
+            return self.timeouts, self.under_way
+        return 0, self.under_way
+
+    def suspect(self) -> None:
+        """It did not answer in time: ask others first, for a while that doubles each time."""
+        self.timeouts += 1
+        seconds = SUSPECT_SECONDS * 2.0 ** min(self.timeouts - 1, 10)
+        self.suspect_until = time.monotonic() + min(seconds, LONGEST_SUSPECT_SECONDS)
 
     def gone_error(self, is_sent: bool) -> Error:
         """Why a call of it ends."""
@@ -719,10 +794,9 @@ class Remote:
 class Pending:
     """A call that is under way. The exchange keeps it, and nothing else, while nobody waits for it."""
 
-    __slots__ = ("end", "exchange", "is_over", "is_sent", "is_stream", "items", "number", "remote", "waiter")
+    __slots__ = ("end", "is_over", "is_sent", "is_stream", "items", "number", "remote", "waiter")
 
-    def __init__(self, exchange: Exchange, number: int, remote: Remote, is_stream: bool) -> None:
-        self.exchange = exchange
+    def __init__(self, number: int, remote: Remote, is_stream: bool) -> None:
         self.number = number
         self.remote = remote
         self.is_stream = is_stream
@@ -736,6 +810,18 @@ class Pending:
         """Whether there is something to take. With the lock held."""
         return self.is_over or bool(self.items)
 
+    def left_error(self) -> Closed:
+        """For whoever waits in a stream that another one leaves."""
+        return Closed(f"the stream of {quote(self.remote.announced.name)} was left; call again")
+
+    def flooded_error(self) -> TransportError:
+        """For a server that keeps to no bound."""
+        error = TransportError(
+            f"the server of {self.remote} sends more than it may; it runs other software, or is broken"
+        )
+        error.topic = self.remote.announced.name
+        return error
+
     def timeout_error(self, why: str) -> Timeout:
         """For a call that took too long."""
         error = Timeout(f"no reply from the server of {self.remote} in time: {why}")
@@ -744,6 +830,7 @@ class Pending:
 
 
 _NO_ITEMS: deque[Message] = deque()
+NUMBERS = (1 << 64) - 1
 
 
 class ThreadWaiter:
@@ -766,35 +853,35 @@ class ThreadWaiter:
 class LoopWaiter:
     """A task that waits for replies."""
 
-    __slots__ = ("_future", "_loop", "_thread")
+    __slots__ = ("_loop", "_thread", "_turn")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: Turn) -> None:
         self._loop = loop
-        self._future = future
+        self._turn = turn
         self._thread = get_ident()
 
     def ring(self) -> None:
         """With the lock of the exchange held."""
         if self._thread == get_ident():
-            self._set()
+            self._turn.wake_soon()
         else:
             with suppress(RuntimeError):  # the loop is closed, and with it the task
-                self._loop.call_soon_threadsafe(self._set)
-
-    def _set(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
+                self._loop.call_soon_threadsafe(self._turn.wake)
 
 
 class Mailbox:
     """A way to a node. What it cannot take at once waits here, in order."""
 
-    __slots__ = ("_lock", "_waiting", "is_over", "publisher", "topic")
+    __slots__ = ("_is_linked", "_lock", "_waiting", "is_over", "is_told", "node", "publisher", "topic")
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
+    def __init__(self, topic: str, node: str) -> None:
+        self.topic = topic + node
+        self.node = node
         self.publisher: CorePublisher[Any] | None = None
         self.is_over = False
+        self.is_told = False
+        """Whether the log has that it is full."""
+        self._is_linked = False
         self._lock = RLock()
         self._waiting: deque[Outgoing] = deque()
 
@@ -805,17 +892,27 @@ class Mailbox:
                 self._waiting.popleft()
             if outgoing is None or (not self._waiting and self._send(outgoing)):
                 return not self._waiting
-            # Whoever made it may go on to change it.
-            encoding, buffers, meta = outgoing
-            self._waiting.append((encoding, [bytes(buffer) for buffer in buffers], meta))
+            self._waiting.append(wire.copy(outgoing))
             return False
+
+    @property
+    def untaken(self) -> int:
+        """How many messages wait."""
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more waits than anybody leaves waiting who means to take it."""
+        return len(self._waiting) >= UNTAKEN
 
     def _send_or_fail(self, outgoing: Outgoing) -> bool:
         try:
             return self._send(outgoing)
         except Error as error:
             self._waiting[0] = wire.failure_instead_of(outgoing, error)
+        with suppress(Error):  # nothing can be said to it: not even that
             return self._send(self._waiting[0])
+        return True
 
     def _send(self, outgoing: Outgoing) -> bool:
         publisher = self.publisher
@@ -824,9 +921,11 @@ class Mailbox:
         if publisher is None:
             return False
         try:
-            if publisher.subscribers == 0:
-                return False
-            publisher.publish_encoded(*outgoing, 0)
+            if not self._is_linked:
+                self._is_linked = publisher.subscribers > 0
+                if not self._is_linked:
+                    return False
+            publisher.publish_message(*outgoing, 0)
         except (Full, SharedMemoryError):
             return False
         except Closed:
@@ -834,30 +933,14 @@ class Mailbox:
         return True
 
 
-def remaining(deadline: float | None) -> float | None:
-    """Seconds until then, from 0 on; None for ever."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+def subscriber(core: CoreNode, topic: str, shape: str) -> CoreSubscriber[Any]:
+    """One that takes messages."""
+    return CoreSubscriber(core, topic, shape=shape, raw=False, decoder=_read_elsewhere, spin=None, qos={})
 
 
-def acquire(lock: LockType, deadline: float | None) -> bool:
-    """Take a lock; False if it is not free until the deadline.
-
-    Python wakes whoever waits for a lock when Ctrl-C comes, but only if the kernel gave it to that thread. So
-    this one looks up after a while, and then after ever longer whiles.
-    """
-    nap = FIRST_NAP
-    while True:
-        left = remaining(deadline)
-        if lock.acquire(timeout=nap if left is None else min(left, nap)):
-            return True
-        if left is not None and left <= nap:
-            return False
-        nap = min(2 * nap, LONGEST_NAP)
-
-
-FIRST_NAP = 0.1
-LONGEST_NAP = 24 * 60 * 60.0
-
-
-def _no_encoder(value: Any) -> Any:
+def _encoded_before(value: Any) -> Any:
     raise TypeError(f"what is sent here was encoded before, not {quote(value)}")
+
+
+def _read_elsewhere(_encoding: str, _payload: memoryview, _meta: bytes) -> None:
+    """What comes here is taken as messages."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from _thread import allocate_lock, get_ident, start_new_thread
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vbus.errors import Closed, DecodeError, Error
+from vbus.aio import here_in
+from vbus.errors import Closed
 
 from .serving import Served, Serving
 from .threads import not_a_stream
@@ -16,9 +18,10 @@ from .threads import not_a_stream
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from vbus._vbus import Message
+
     from .contract import Contract
     from .exchange import Exchange
-    from .wire import Message
 
 __all__ = ["LoopServing", "OwnLoop", "own_loop"]
 
@@ -39,6 +42,8 @@ class LoopServing(Serving):
         self._tasks: set[asyncio.Task[None]] = set()
         self._looks = False
         self._guard: AsyncGenerator[None, None] | None = None
+        self._here = here_in(loop)
+        self._resting_since = time.monotonic()
         self._thread = 0
 
     def run(self) -> None:
@@ -85,7 +90,7 @@ class LoopServing(Serving):
     def _look_on(self) -> None:
         if not self._looks and not self.is_closing:
             self._looks = True
-            self._loop.add_reader(self.subscriber.fileno(), self._take)
+            self._loop.add_reader(self.subscriber.fileno(), self._on_readable)
 
     def _look_away(self) -> None:
         if self._looks:
@@ -97,39 +102,55 @@ class LoopServing(Serving):
                 guard.aclose().send(None)
 
     def _take(self) -> None:
+        """Begin what there is room for. When something comes and there is none, the loop looks away."""
         try:
             while len(self._tasks) < self.concurrency:
-                sample = self.subscriber.receive_nowait()
-                if sample is None:
-                    return
-                if sample.value is None:
-                    continue
-                caller = self.exchange.caller_of(sample)
-                task = self._loop.create_task(self._handle(caller, sample.value))
+                message = self.subscriber.take_message()
+                if message is None:
+                    return None
+                task = self._loop.create_task(self._handle(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._done)
-                del sample
+                del message
         except Closed:
-            pass
-        self._look_away()
+            return self._look_away()
+        return None
+
+    def _on_readable(self) -> None:
+        if len(self._tasks) >= self.concurrency:
+            return self._look_away()
+        if not self._tasks:
+            self.subscriber.rested(time.monotonic() - self._resting_since)
+        return self._take()
+
+    def _look(self) -> None:
+        """Have a short look for the next request, where it tends to come soon."""
+        if not self._tasks and self._here.is_idle() and not self.is_closing:
+            with suppress(Closed):
+                if self.subscriber.look():
+                    self._take()
+                self._resting_since = time.monotonic()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, Error) and not isinstance(error, Closed):
+        if isinstance(error, Exception) and not isinstance(error, Closed):
             self.tell_unanswered(error)
-        self._look_on()
+        if not self._looks:
+            self._look_on()
+        self._look()
 
     def _cancel_all(self) -> None:
         self._look_away()
         for task in self._tasks:
             task.cancel()
 
-    async def _handle(self, caller: str, message: Message) -> None:
+    async def _handle(self, message: Message) -> None:
+        caller = message.node
         mailbox = self.exchange.mailbox_if_open(caller)
         if mailbox is None:
             mailbox = await asyncio.to_thread(self.exchange.mailbox, caller)
-        served = self.begin(caller, mailbox, message)
+        served = self.begin(message, mailbox)
         del message
         if served is None:
             return
@@ -161,10 +182,7 @@ class LoopServing(Serving):
                 raise
 
     async def _answer(self, served: Served, news: asyncio.Event) -> None:
-        try:
-            value = served.take_request()
-        except DecodeError as error:
-            return served.fail(error)
+        value = served.take_request()
         reply = self.handler(value)
         del value
         if not inspect.isasyncgen(reply):
@@ -211,7 +229,8 @@ class OwnLoop:
     def stop(self) -> None:
         """End what runs in it, and the loop. May be called twice."""
         if self._unasked.acquire(blocking=False):
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            with suppress(RuntimeError):  # a handler has ended it
+                self.loop.call_soon_threadsafe(self.loop.stop)
         if get_ident() != self._thread and self._ended.acquire(timeout=END_SECONDS):
             self._ended.release()
 

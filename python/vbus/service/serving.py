@@ -12,18 +12,20 @@ from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vbus._vbus import Subscriber as CoreSubscriber
-from vbus.errors import Closed, Error, quote
+from vbus.errors import Closed, quote
 
 from . import wire
-from .exchange import acquire
-from .wire import SERVE, Message, as_it_is
+from .exchange import subscriber
+from .waits import acquire
+from .wire import SERVE
 
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable
     from types import TracebackType
     from typing import NoReturn, Self
 
+    from vbus._vbus import Message
     from vbus.node import Node
     from vbus.records import ServerStats
 
@@ -53,9 +55,9 @@ class Served:
         "thread",
     )
 
-    def __init__(self, serving: Serving, caller: str, mailbox: Mailbox, message: Message) -> None:
+    def __init__(self, serving: Serving, mailbox: Mailbox, message: Message) -> None:
         self.serving = serving
-        self.caller = caller
+        self.caller = mailbox.node
         self.mailbox = mailbox
         self.number = message.call
         self.is_stream = message.kind == wire.STREAM
@@ -67,7 +69,8 @@ class Served:
         self.sent = 0
         self.stop: Callable[[], None] | None = None
         """Wakes whoever runs it, when it is cancelled or has new credit. May be called by any thread."""
-        self._allowed = message.amount
+        # A caller may ask for what it likes; what waits for it is bounded.
+        self._allowed = min(message.amount, wire.WINDOW)
         self._message: Message | None = message
 
     def take_request(self) -> Any:
@@ -87,7 +90,7 @@ class Served:
 
     def allow(self, count: int) -> None:
         """Credit for items, counted from the first."""
-        self._allowed = max(self._allowed, count)
+        self._allowed = max(self._allowed, min(count, self.sent + wire.WINDOW))
         if self.stop is not None:
             self.stop()
 
@@ -107,13 +110,14 @@ class Served:
             self.item(value)
             self.end()
         else:
-            self._answer(wire.VALUE, value)
+            encoded = self.serving.contract.reply.encoder(value)
+            self._finish((wire.VALUE, self.number, 0, encoded))
 
     def item(self, value: Any) -> None:
         """One of many. EncodeError, TooLarge if it cannot be sent."""
         encoded = self.serving.contract.reply.encoder(value)
         self.sent += 1
-        self._post(wire.message(wire.ITEM, self.number, 0, encoded))
+        self._post((wire.ITEM, self.number, 0, encoded))
 
     def end(self) -> None:
         """The last item was sent."""
@@ -121,7 +125,8 @@ class Served:
 
     def fail(self, error: BaseException) -> None:
         """The handler raised, or its reply cannot be sent."""
-        self.serving.errors += 1
+        with self.serving.exchange.lock:
+            self.serving.errors += 1
         try:
             self._post(wire.failure(self.number, error, _told(error)))
         finally:
@@ -138,10 +143,6 @@ class Served:
     def drop(self) -> None:
         """Nobody waits for it."""
         self._finish(None)
-
-    def _answer(self, kind: int, value: Any) -> None:
-        encoded = self.serving.contract.reply.encoder(value)
-        self._finish(wire.message(kind, self.number, 0, encoded))
 
     def _finish(self, outgoing: Outgoing | None) -> None:
         # A reply that cannot be sent raises, and an error takes its place.
@@ -170,18 +171,11 @@ class Serving:
         self.errors = 0
         self.refused = 0
         self._running: dict[Served, None] = {}
-        self._idle = allocate_lock()
+        self._idle: LockType | None = None
+        """Is released when nothing runs, if somebody waits for that."""
         self._finishing = allocate_lock()
         shape = wire.describe(contract.name, contract.request.shape, contract.reply.shape)
-        self.subscriber: CoreSubscriber[Message | None] = CoreSubscriber(
-            exchange.core,
-            SERVE + os.urandom(16).hex(),
-            shape=shape,
-            raw=False,
-            decoder=as_it_is,
-            spin=None,
-            qos={},
-        )
+        self.subscriber = subscriber(exchange.core, SERVE + os.urandom(16).hex(), shape)
         self.id = self.subscriber.id
         with exchange.lock:
             if exchange.closed:
@@ -203,29 +197,38 @@ class Serving:
         """Whether a call waits for the very thread that asks this."""
         raise NotImplementedError
 
-    def begin(self, caller: str, mailbox: Mailbox, message: Message) -> Served | None:
+    def begin(self, message: Message, mailbox: Mailbox) -> Served | None:
         """A request that may run now; None if it may not, or need not."""
-        served = Served(self, caller, mailbox, message)
+        served = Served(self, mailbox, message)
         with self.exchange.lock:
             is_closing = self.is_closing
             if not is_closing:
+                if mailbox.is_full:
+                    self._ignore(mailbox)
+                    return None
                 if not self.exchange.start_serving(served):
                     return None
                 self.begun += 1
                 self._running[served] = None
-                if len(self._running) == 1:
-                    self._idle.acquire()
         if is_closing:
-            self.refused += 1
+            with self.exchange.lock:
+                self.refused += 1
             served.refuse(self._closing_text())
             return None
         return served
 
-    def tell_unanswered(self, error: Error) -> None:
+    def _ignore(self, mailbox: Mailbox) -> None:
+        """A request of one that takes no replies: one more would be kept for ever."""
+        self.refused += 1
+        if not mailbox.is_told:
+            mailbox.is_told = True
+            self.tell_unanswered(f"node {mailbox.node} has not taken {mailbox.untaken} replies before it")
+
+    def tell_unanswered(self, why: object) -> None:
         """A caller cannot be answered; nobody else would hear of it."""
         import logging
 
-        logging.getLogger("vbus").warning("a call of %r cannot be answered: %s", self.contract.name, error)
+        logging.getLogger("vbus").warning("a call of %r cannot be answered: %s", self.contract.name, why)
 
     def finished(self, served: Served) -> None:
         """A call is over, for whatever reason. May be called twice."""
@@ -234,8 +237,9 @@ class Serving:
             self.exchange.running.pop((served.caller, served.number), None)
             if served in self._running:
                 del self._running[served]
-                if not self._running:
+                if not self._running and self._idle is not None:
                     self._idle.release()
+                    self._idle = None
 
     # ---- its end --------------------------------------------------------------------------------
 
@@ -251,10 +255,8 @@ class Serving:
                 return
             self.is_closing = True
         with suppress(Closed):
-            while (sample := self.subscriber.receive_nowait()) is not None:
-                if sample.value is not None:
-                    caller = self.exchange.caller_of(sample)
-                    self.begin(caller, self.exchange.mailbox(caller), sample.value)
+            while (message := self.subscriber.take_message()) is not None:
+                self.begin(message, self.exchange.mailbox(message.node))
         with self.exchange.lock:
             calls: dict[Mailbox, list[int]] = {}
             for served in self._running:
@@ -266,10 +268,13 @@ class Serving:
     def finish(self, deadline: float) -> None:
         """Wait for what runs, and abandon what still does."""
         with self._finishing:
+            idle = None
             with self.exchange.lock:
-                may_wait = not any(self.runs_here(served) for served in self._running)
-            if may_wait and acquire(self._idle, deadline):
-                self._idle.release()
+                if self._running and not any(self.runs_here(served) for served in self._running):
+                    idle = self._idle = allocate_lock()
+                    idle.acquire()
+            if idle is not None:
+                acquire(idle, deadline)
             abandoned = list(self._running)
             for served in abandoned:
                 served.abandon(f"{self._closing_text()}, and its handler was not done in time")

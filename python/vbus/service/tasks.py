@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vbus.errors import Timeout
+from vbus.aio import here_in, until
+from vbus.errors import Closed, Timeout
+from vbus.resume import Turn
 
 from . import wire
-from .caller import deadline_in, result
+from .caller import result
 from .exchange import LoopWaiter
+from .waits import deadline_in
 
 if TYPE_CHECKING:
     from .caller import CallStream
@@ -32,7 +36,7 @@ async def call_async(exchange: Exchange, contract: Contract, value: Any, timeout
     encoded = contract.request.encoder(value)
     pending = exchange.begin(contract, is_stream=False)
     try:
-        outgoing = wire.message(wire.CALL, pending.number, 0, encoded)
+        outgoing = wire.CALL, pending.number, 0, encoded
         del encoded
         await _send(exchange, pending, outgoing, deadline)
         del outgoing
@@ -71,63 +75,76 @@ async def step(stream: CallStream[R]) -> R:
 
 
 async def _send(exchange: Exchange, pending: Pending, outgoing: Outgoing, deadline: float | None) -> None:
-    if exchange.try_send(pending, outgoing):
+    remote = pending.remote
+    queues = remote.queues
+    if queues is not None and queues.are_free() and exchange.try_send(pending, outgoing):
         return
-    remote, loop = pending.remote, asyncio.get_running_loop()
-    turn = remote.turns.get(loop)
-    if turn is None:
-        turn = remote.turns[loop] = asyncio.Lock()
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout_at(
             None if deadline is None else loop.time() + deadline - time.monotonic()
         ):
-            # One looks for room, the others wait for it.
-            async with turn:
-                if remote.publisher is None:
-                    await asyncio.to_thread(exchange.door, remote, deadline)
-                nap = FIRST_NAP
-                while not exchange.try_send(pending, outgoing):
-                    await asyncio.sleep(nap)
-                    nap = min(2 * nap, LONGEST_NAP)
+            if not await _open(exchange, pending, deadline):
+                return
+            await exchange.send_in_turn(pending, outgoing)
     except TimeoutError as error:
         if isinstance(error, Timeout):
             raise
         raise pending.timeout_error("it takes no request") from None
 
 
+async def _open(exchange: Exchange, pending: Pending, deadline: float | None) -> bool:
+    """The way to a server, opened by a thread when it is first called; False if the call is over."""
+    remote = pending.remote
+    if not remote.is_linked:
+        publisher = remote.publisher
+        if publisher is None:
+            publisher = await asyncio.to_thread(exchange.door, remote, deadline)
+        with suppress(Closed):  # it is gone, and so is the call
+            await until(lambda: pending.is_over or publisher.wait_for_subscribers(1, 0), publisher, None)
+            remote.is_linked = not pending.is_over
+    return not pending.is_over
+
+
 async def _wait(exchange: Exchange, pending: Pending, deadline: float | None) -> bool:
     """Until there is something for it; False at the deadline."""
+    if pending.has_news():
+        return True
     loop = asyncio.get_running_loop()
+    here = here_in(loop)
+    if here.is_idle():
+        try:
+            exchange.look(pending)
+        except Closed:
+            exchange.fail_all()
+        if pending.has_news():
+            return True
     exchange.join_loop(loop)
+    here.waiting += 1
+    begin = time.monotonic()
     try:
         while True:
-            future: asyncio.Future[None] = loop.create_future()
+            turn = Turn(loop)
             with exchange.lock:
                 if pending.has_news():
                     return True
-                pending.waiter = LoopWaiter(loop, future)
+                pending.waiter = LoopWaiter(loop, turn)
             timer = None
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     exchange.take()
                     return pending.has_news()
-                timer = loop.call_later(left, _end, future)
+                timer = loop.call_later(left, turn.wake)
             try:
-                await future
+                await turn
             finally:
                 if timer is not None:
                     timer.cancel()
-                with exchange.lock:
-                    pending.waiter = None
+                pending.waiter = None
     finally:
-        exchange.part_from_loop(loop)
+        here.waiting -= 1
+        exchange.part_from_loop(loop, time.monotonic() - begin)
 
 
-def _end(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-FIRST_NAP = 0.0005
 LONGEST_NAP = 0.01

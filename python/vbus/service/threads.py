@@ -6,7 +6,7 @@ import inspect
 from _thread import allocate_lock, get_ident, start_new_thread
 from typing import TYPE_CHECKING, Any
 
-from vbus.errors import Closed, DecodeError, Error
+from vbus.errors import Closed
 
 from .serving import Served, Serving
 
@@ -52,30 +52,25 @@ class ThreadServing(Serving):
         # A method of its own: what a request left in its variables is gone before the next wait.
         with self._turn:
             try:
-                sample = self.subscriber.receive()
+                message = self.subscriber.receive_message()
             except Closed:
                 return False
-        message = sample.value
-        if message is not None:
-            try:
-                caller = self.exchange.caller_of(sample)
-                served = self.begin(caller, self.exchange.mailbox(caller), message)
-                del sample, message
-                if served is not None:
-                    served.thread = get_ident()
-                    self._handle(served)
-            except Closed:
-                return False
-            except Error as error:
-                self.tell_unanswered(error)
+        try:
+            served = self.begin(message, self.exchange.mailbox(message.node))
+            del message
+            if served is not None:
+                served.thread = get_ident()
+                self._handle(served)
+        except Closed:
+            return False
+        except Exception as error:
+            # Whatever came, and whatever cannot be said: the next request is another one.
+            self.tell_unanswered(error)
         return True
 
     def _handle(self, served: Served) -> None:
         try:
             value = served.take_request()
-        except DecodeError as error:
-            return served.fail(error)
-        try:
             reply = self.handler(value)
             del value
             if inspect.isgenerator(reply):
@@ -88,7 +83,6 @@ class ThreadServing(Serving):
         except BaseException as error:
             # Whatever it is, it is the caller's to know.
             served.fail(error)
-        return None
 
     def _stream(self, served: Served, items: Generator[Any, Any, Any]) -> None:
         gate = allocate_lock()

@@ -9,7 +9,8 @@ caller                                                server
 ```
 
 Every message is the payload of one sample, encoded as a sample of that value would be; what it is about
-stands before the codec's own meta: `kind` (1 byte), `call` (8 bytes, unique in the caller's node), `amount`
+stands before the codec's own meta (`crates/vbus-python/src/message.rs` writes and reads it): `kind` (1 byte),
+`call` (8 bytes, unique in the caller's node, and known to nobody but the server that was asked), `amount`
 (4 bytes). A server announces itself by the shape of its subscriber, which is a small JSON; that of its
 callers' publishers is empty, which agrees with everything.
 """
@@ -17,26 +18,24 @@ callers' publishers is empty, which agrees with everything.
 from __future__ import annotations
 
 import json
-from struct import Struct, error
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from vbus._vbus import check_topic
 from vbus.codec.plain import decoder, encoder
+from vbus.errors import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from typing_extensions import Buffer
-
+    from vbus._vbus import Message
     from vbus.codec import Encoded
     from vbus.errors import Error
 
-    Outgoing = tuple[str, Sequence[Buffer], bytes]
+    Outgoing = tuple[int, int, int, Encoded | bytes]
+    """kind, call, amount, and a value that is encoded."""
 
 __all__ = [
     "CALL", "CANCEL", "CONTROL", "CREDIT", "END", "ERROR", "ITEM", "LEAVING", "LOST", "REFUSED", "REPLY",
-    "SERVE", "STREAM", "VALUE", "WINDOW", "Announced", "Message", "as_it_is", "describe", "failure",
-    "failure_instead_of", "message", "plain", "read_announced", "read_plain",
+    "SERVE", "STREAM", "VALUE", "WINDOW", "Announced", "copy", "describe", "failure",
+    "failure_instead_of", "field", "plain", "read_announced", "read_leaving", "read_plain",
 ]  # fmt: skip
 
 SERVE = "$vbus/serve/"
@@ -61,55 +60,34 @@ CREDIT = 11  # amount: items that may be sent in all
 WINDOW = 64
 """Items of a stream that may be on their way, or wait to be taken."""
 
-_HEAD = Struct("<BQI")
-
-
-class Message(NamedTuple):
-    """One message as it arrived. The payload is a view of the bus's memory."""
-
-    kind: int
-    call: int
-    amount: int
-    encoding: str
-    payload: memoryview
-    meta: bytes
-
-
-def as_it_is(encoding: str, payload: memoryview, meta: bytes) -> Message | None:
-    """The decoder of every subscriber of this room: None for nonsense."""
-    try:
-        kind, call, amount = _HEAD.unpack_from(meta)
-    except error:
-        return None
-    return Message(kind, call, amount, encoding, payload, meta[_HEAD.size :])
-
-
-def message(kind: int, call: int, amount: int, encoded: Encoded | bytes) -> Outgoing:
-    """What `publish_encoded` wants, of an encoded value."""
-    if isinstance(encoded, bytes):
-        return "msgpack", (encoded,), _HEAD.pack(kind, call, amount)
-    encoding, buffers, meta = encoded
-    return encoding, buffers, _HEAD.pack(kind, call, amount) + meta
-
 
 def plain(kind: int, call: int, amount: int, value: Any) -> Outgoing:
-    """The same, of a value of no type."""
-    return message(kind, call, amount, _encode(value))
+    """A message of a value of no type."""
+    return kind, call, amount, _encode(value)
+
+
+def copy(outgoing: Outgoing) -> Outgoing:
+    """The same for later: whoever made the value may go on to change it."""
+    kind, call, amount, encoded = outgoing
+    if not isinstance(encoded, bytes):
+        encoding, buffers, meta = encoded
+        encoded = encoding, [bytes(buffer) for buffer in buffers], meta
+    return kind, call, amount, encoded
 
 
 def failure(call: int, error: BaseException, trace: str = "") -> Outgoing:
     """What a handler raised, for its caller."""
     try:
         text = str(error)
-    except Exception:  # a broken __str__ must not hide the error that is being told
+    except BaseException:  # a broken __str__ must not hide the error that is being told
         text = ""
-    said = {"type": type(error).__qualname__, "message": _fit(text), "traceback": _fit(trace)}
-    return plain(ERROR, call, 0, said)
+    said = {"type": type(error).__qualname__, "message": text, "traceback": trace}
+    return plain(ERROR, call, 0, {name: _fit(text) for name, text in said.items()})
 
 
 def failure_instead_of(outgoing: Outgoing, error: Error) -> Outgoing:
     """For a reply that turned out to be one that cannot be sent."""
-    return failure(_HEAD.unpack_from(outgoing[2])[1], error)
+    return failure(outgoing[1], error)
 
 
 def _fit(text: str) -> str:
@@ -123,7 +101,24 @@ TEXT_MAX = 64 << 10
 
 def read_plain(message: Message) -> Any:
     """The value of no type in a message. DecodeError if there is none."""
-    return _decode(message.encoding, message.payload, message.meta)
+    return _decode(message.encoding, memoryview(message.payload), message.meta)
+
+
+def read_leaving(message: Message) -> tuple[str, frozenset[int]] | None:
+    """Which server leaves, and what it will still answer; None if it is nonsense."""
+    try:
+        said = read_plain(message)
+    except DecodeError:
+        return None
+    server, calls = field(said, "server"), field(said, "calls")
+    if not isinstance(server, str) or not isinstance(calls, list):
+        return None
+    return server, frozenset(number for number in cast("list[object]", calls) if isinstance(number, int))
+
+
+def field(said: object, name: str) -> object:
+    """What stands under a name in what another one says; None if nothing does."""
+    return cast("dict[object, object]", said).get(name) if isinstance(said, dict) else None
 
 
 _encode = encoder("$vbus")
