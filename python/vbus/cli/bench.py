@@ -80,6 +80,10 @@ def run(argv: Sequence[str]) -> int:
         from . import bench_asyncio
 
         figures, baseline = bench_asyncio.measure(options.quick, plan.domain), bench_asyncio.BLOCKING
+    elif options.what == "calls":
+        from . import bench_calls
+
+        figures, baseline = bench_calls.measure(options.quick, plan.domain), bench_calls.PING_PONG
     else:
         figures, baseline = measure(plan), SOCKET
     if options.json:
@@ -97,10 +101,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "what",
         nargs="?",
-        choices=("bus", "types", "asyncio"),
+        choices=("bus", "types", "asyncio", "calls"),
         default="bus",
         help="bus: beside a Unix socket (default); types: typed values beside msgspec by hand; "
-        "asyncio: receive_async beside receive",
+        "asyncio: receive_async beside receive; calls: requests and replies beside two samples",
     )
     result.add_argument("--quick", action="store_true", help="two sizes, half a second each; fewer rounds")
     result.add_argument("--json", action="store_true", help="one JSON object per figure")
@@ -202,9 +206,10 @@ def on_processor(which: int) -> Generator[None]:
 def work(task: str, domain: str, size: int, boss: Connection, peer: socket.socket) -> None:
     """What a worker process does."""
     if task not in TASKS:
-        from . import bench_asyncio
+        from . import bench_asyncio, bench_calls
 
         TASKS.update(bench_asyncio.TASKS)
+        TASKS.update(bench_calls.TASKS)
     TASKS[task](domain, size, boss, peer)
 
 
