@@ -382,6 +382,31 @@ def test_who_waits_for_long_beside_others_is_quiet(node):
         thread.join()
 
 
+def test_who_waits_for_a_subscriber_of_its_own_node_does_not_look_now_and_then(node):
+    """Seen in the field: for want of a bell of another process, it looked fifty times a second."""
+    publisher, subscriber = node.publisher("t", depth=1), node.subscriber("t")
+    publisher.publish(b"first")
+    asleep = []
+
+    def block():
+        asleep.append(threading.get_native_id())
+        publisher.publish(b"x")
+
+    async def wait():
+        asleep.append(threading.get_native_id())
+        await publisher.publish_async(b"y")
+
+    for number, waits in enumerate((block, lambda: asyncio.run(wait()))):
+        thread = Survivor(waits)
+        until(lambda number=number: len(asleep) > number and is_asleep(asleep[-1]), "it waits")
+        before = wake_ups(asleep[-1])
+        with pytest.raises(vbus.Timeout):
+            node.subscriber("silent").receive(0.3)
+        assert wake_ups(asleep[-1]) < before + 5
+        subscriber.receive(WATCHDOG)
+        thread.join()
+
+
 def test_a_subscriber_in_another_process_makes_room_and_its_death_too(node, start):
     program = start(
         """

@@ -118,12 +118,12 @@ impl Room {
     /// Asks, after `waited`, to be told when there may be room again. Call [`Self::rest`] before the next try.
     pub fn ask(&self, blocked: &Blocked, waited: Duration) -> Ask {
         let mut state = self.core.state.lock();
-        let bells = self.core.ask_for_room(&mut state, blocked, waited);
+        let (bells, deaf) = self.core.ask_for_room(&mut state, blocked, waited);
         if self.core.has_room(&mut state, blocked) {
             self.core.ask_no_more(&mut state);
             return Ask::TryNow;
         }
-        let deaf = is_deaf(blocked, &bells) | bells.iter().any(|bell| self.hear(bell).is_err());
+        let deaf = deaf | bells.iter().any(|bell| self.hear(bell).is_err());
         state.waiters.tickets.push(Arc::clone(&self.ticket));
         Ask::Wait([deaf.then_some(POLL), state.next_expiry(monotonic_ns())].into_iter().flatten().min())
     }
@@ -244,20 +244,21 @@ impl PublisherCore {
         mask: Option<&SignalMask>,
     ) -> WaitOutcome {
         let start = Instant::now();
-        let (bells, ticket, expiry) = {
+        let (bells, deaf, ticket, expiry) = {
             let mut state = self.state.lock();
-            let bells = self.ask_for_room(&mut state, blocked, start.saturating_duration_since(since));
+            let (bells, deaf) =
+                self.ask_for_room(&mut state, blocked, start.saturating_duration_since(since));
             if self.has_room(&mut state, blocked) {
                 self.ask_no_more(&mut state);
                 return WaitOutcome::Ready;
             }
-            (bells, state.waiters.enter(), state.next_expiry(monotonic_ns()))
+            (bells, deaf, state.waiters.enter(), state.next_expiry(monotonic_ns()))
         };
         let mut files: Vec<_> = bells.iter().chain(&ticket).map(|bell| bell.as_fd()).collect();
         files.push(self.bell.as_fd());
         // Up once after the first second, to tell the user; then as long as it takes.
         let warn = (start < since + LONG_WAIT).then(|| since + LONG_WAIT);
-        let poll = (is_deaf(blocked, &bells) || ticket.is_none()).then(|| start + POLL);
+        let poll = (deaf || ticket.is_none()).then(|| start + POLL);
         // What ends by its lifespan makes room without a ring.
         let expiry = expiry.and_then(|time| Instant::now().checked_add(time));
         let until = [deadline, warn, poll, expiry].into_iter().flatten().min();
@@ -286,13 +287,22 @@ impl PublisherCore {
         }
     }
 
-    /// Has the subscribers ring when they take, or give back; the bells to wait on.
-    fn ask_for_room(&self, state: &mut Outbox, blocked: &Blocked, waited: Duration) -> Vec<Arc<Descriptor>> {
+    /// Has the subscribers ring when they take, or give back: the bells to wait on, besides our own, and whether
+    /// there may be room without a ring. No bell tells what other publishers of the node free, what a program
+    /// that closed its node gives back, that a socket has room again, or anything at all from a neighbour for
+    /// which there was no descriptor.
+    fn ask_for_room(
+        &self,
+        state: &mut Outbox,
+        blocked: &Blocked,
+        waited: Duration,
+    ) -> (Vec<Arc<Descriptor>>, bool) {
         if let Some(counters) = &self.counters {
             let since_ns = monotonic_ns().saturating_sub(waited.as_nanos() as u64);
             counters.blocked(self.counter, blocked.subscriber, since_ns);
         }
         let mut bells = Vec::new();
+        let mut deaf = blocked.why.is_memory() || matches!(blocked.why, Why::Silence);
         for (at, link) in state.links.iter_mut().enumerate() {
             let Some(link) = link else { continue };
             if !blocked.why.is_memory() && at != blocked.link {
@@ -310,10 +320,12 @@ impl PublisherCore {
                 link.memory.want_slots().store(1, Ordering::Relaxed);
             }
             bells.extend(link.space.clone());
+            // Those of this process ring our own.
+            deaf |= link.local.is_none() && link.space.is_none();
         }
         // Dekker with `InLink::take` and `ReturnPath::give_back`.
         fence(Ordering::SeqCst);
-        bells
+        (bells, deaf)
     }
 
     /// The last who waited needs no ringing any more.
@@ -328,11 +340,4 @@ impl PublisherCore {
             }
         }
     }
-}
-
-/// Whether there may be room without a ring. No bell tells what other publishers of the node free, what a program
-/// that closed its node gives back, that a socket has room again, or anything at all from a neighbour for which
-/// there was no descriptor.
-fn is_deaf(blocked: &Blocked, bells: &[Arc<Descriptor>]) -> bool {
-    blocked.why.is_memory() || matches!(blocked.why, Why::Silence) || bells.is_empty()
 }
