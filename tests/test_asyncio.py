@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
+import os
 import selectors
 import threading
+import weakref
 
 import pytest
 import trio
 import uvloop
-from helpers import WATCHDOG, Survivor, chance, check_conservation, is_asleep, start, until
+from helpers import WATCHDOG, Belongings, Survivor, chance, check_conservation, is_asleep, start, until
 from test_publish_async import run, turns, wake_ups
 
 import vbus
@@ -381,6 +384,201 @@ def test_a_reader_of_fileno_and_the_twins_do_not_get_in_each_others_way(node):
                 await readable.wait()
                 loop.remove_reader(subscriber.fileno())
                 assert subscriber.receive_nowait().value == "own"
+
+    run(story())
+
+
+class Counted(asyncio.SelectorEventLoop):
+    """A loop that counts its rounds."""
+
+    rounds = 0
+
+    def _run_once(self):
+        self.rounds += 1
+        super()._run_once()
+
+    async def rests(self) -> None:
+        """What still happens comes to an end: then only that of the pause does."""
+        for _ in range(100):
+            before = self.rounds
+            await asyncio.sleep(0.05)
+            if self.rounds <= before + 4:
+                return
+        pytest.fail("the loop does not rest")
+
+
+def test_a_loop_rests_whoever_came_waited_died_or_closed(join, start):
+    """Files that stay readable with nothing to do would have a loop turn for ever: at no station of the lives
+    of publishers, receivers of all kinds, and subscribers does it."""
+    node = join()
+    subscribers = [node.subscriber("t/*") for _ in range(4)]
+    seen: list[int] = []
+
+    async def read(subscriber):
+        async for sample in subscriber:
+            seen.append(sample.value)  # noqa: PERF401
+
+    def block(subscriber):
+        for sample in subscriber:
+            seen.append(sample.value)  # noqa: PERF401
+
+    async def heard(count):
+        while len(seen) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert len(seen) == count
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(read(subscriber)) for subscriber in subscribers for _ in range(2)]
+        others = [Survivor(lambda its=its: block(its)) for its in subscribers[:2]]
+        others += [Survivor(lambda its=its: asyncio.run(read(its))) for its in subscribers[1:3]]
+        await loop.rests()
+        programs = [
+            await asyncio.to_thread(
+                start,
+                """
+                node = vbus.Node("p")
+                publishers = [node.publisher(f"t/{number}") for number in range(17)]
+                say("ready")
+                while hear():
+                    for publisher in publishers:
+                        publisher.publish(1)
+                """,
+            )
+            for _ in range(2)
+        ]
+        for program in programs:
+            await asyncio.to_thread(program.expect, "ready")
+            program.tell("publish")
+        await heard(2 * 17 * 4)
+        await loop.rests()
+        programs[0].kill()
+        await loop.rests()
+        programs[1].tell("publish")
+        await heard(3 * 17 * 4)
+        programs[1].kill()
+        await loop.rests()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with node.publisher("t/own") as publisher:
+            publisher.publish(2)
+            await loop.rests()  # nobody waits in this loop, and in none for the last
+        assert subscribers[3].receive(0).value == 2
+        await heard(3 * 17 * 4 + 3)
+        tasks = [asyncio.create_task(read(subscriber)) for subscriber in subscribers]
+        await turns()
+        subscribers[0].close()
+        await loop.rests()
+        node.close()
+        await asyncio.gather(*tasks)
+        await loop.rests()
+        for other in others:
+            other.join()
+        assert len(loop._selector.get_map()) == 1
+
+    with asyncio.Runner(loop_factory=Counted) as runner:
+        runner.run(asyncio.wait_for(story(), 3 * WATCHDOG))
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_goes_takes_those_who_wait_along(node, new_loop):
+    """A subscriber and a publisher outlive many loops; they keep none of them, no task, and no file."""
+    subscriber, publisher = node.subscriber("t"), node.publisher("t", depth=1)
+    publisher.publish(b"full")
+    other = node.subscriber("other")
+    gone = []
+
+    def one_loop():
+        loop = new_loop()
+        tasks = [
+            loop.create_task(other.receive_async()),
+            loop.create_task(anext(aiter(other))),
+            loop.create_task(publisher.publish_async(b"x")),
+            loop.create_task(publisher.publish_async(b"y")),
+            loop.create_task(node.wait_for_peers_async(1)),
+        ]
+        loop.run_until_complete(turns())
+        for task in tasks:
+            assert not task.done()
+            task._log_destroy_pending = False
+        gone.extend(weakref.ref(it) for it in tasks)
+        loop.close()
+
+    one_loop()
+    until(lambda: gc.collect() or not any(it() for it in gone), "the tasks go")
+    before = Belongings.of(os.getpid())
+    for _ in range(10):
+        one_loop()
+    until(lambda: gc.collect() or not any(it() for it in gone), "the tasks go")
+    assert Belongings.of(os.getpid()).at_most(before, slack=2)
+    assert subscriber.receive(0).value == b"full"
+    assert publisher.publish(b"z") == 1
+
+
+def test_waiting_tasks_that_nobody_refers_to_go_on(node):
+    """asyncio refers to its tasks weakly: whoever can wake them must keep them."""
+
+    async def story():
+        subscriber, publisher = node.subscriber("t"), node.publisher("u", depth=1)
+        behind = node.subscriber("u")
+        publisher.publish(0)
+        heard: list = []
+
+        def begin(wait):
+            async def step():
+                heard.append(await wait)
+
+            asyncio.create_task(step())  # noqa: RUF006
+
+        begin(subscriber.receive_async())
+        begin(publisher.publish_async(1))
+        begin(publisher.publish_async(2))
+        begin(node.wait_for_peers_async(0))
+        begin(publisher.wait_for_subscribers_async(2))
+        await turns()
+        gc.collect()
+        assert heard == [True]
+        with node.publisher("t") as talks, node.subscriber("u"):
+            talks.publish(3)
+            assert [(await behind.receive_async()).value for _ in range(2)] == [0, 1]
+            while len(heard) < 4:
+                await asyncio.sleep(0)
+                gc.collect()
+
+    run(story())
+
+
+def test_a_file_that_a_loop_cannot_watch_is_an_error_each_time(node):
+    class Fails(asyncio.SelectorEventLoop):
+        fails = True
+
+        def add_reader(self, file, callback, *arguments):
+            if self.fails and file != self._ssock.fileno():
+                raise OSError("no more")
+            return super().add_reader(file, callback, *arguments)
+
+    async def story():
+        with node.subscriber("t") as subscriber, node.publisher("t") as publisher:
+            for _ in range(2):
+                with pytest.raises(OSError, match="no more"):
+                    await subscriber.receive_async(WATCHDOG)
+            asyncio.get_running_loop().fails = False
+            waiting = asyncio.create_task(subscriber.receive_async(WATCHDOG))
+            await turns()
+            publisher.publish(1)
+            assert (await waiting).value == 1
+
+    with asyncio.Runner(loop_factory=Fails) as runner:
+        runner.run(story())
+
+
+def test_a_look_in_a_loop_is_short_whatever_spin_is(node):
+    """`spin` is a hint: for an hour, a thread would look for an hour, and a loop has others to serve."""
+
+    async def story():
+        with node.subscriber("t", spin=3600.0) as subscriber, pytest.raises(vbus.Timeout):
+            await subscriber.receive_async(0.01)
 
     run(story())
 

@@ -321,8 +321,6 @@ class Subscriber(Generic[T]):
         """The next message of a call; waits for it. What is none is passed over."""
     def take_message(self) -> Message | None:
         """The next message of a call if one waits."""
-    def look(self) -> bool:
-        """Whether something came; looks for a short while, if that tends to help. Takes nothing."""
     def wait(self, timeout: float | None = None) -> None:
         """Until there may be a sample, or a nudge; takes nothing. For one thread at a time."""
     def nudge(self) -> None:
@@ -350,11 +348,11 @@ class Subscriber(Generic[T]):
 
         Who waits in it wakes with Closed; what waits is dropped and counted "closed".
         """
-    def soon(self, look: bool) -> Sample[T] | None:
-        """`receive_nowait` that leaves the file as it is, for who asks again before it waits. With `look`, a
-        sample that comes in a short while is taken too, if looking tends to help."""
-    def rested(self, seconds: float) -> None:
-        """Somebody waited so long for the file; by this `soon` learns whether it is worth it."""
+    def glance(self) -> Sample[T] | None:
+        """`receive_nowait` that leaves the file as it is, for who asks again before it waits."""
+    def look(self, rested: float | None) -> bool:
+        """Look for a sample, for 50 µs at most, if that tends to help; whether it was found, not taken. By how
+        long somebody waited for the file since the last look, it learns whether it helps."""
     def take(self) -> Sample[T] | Literal[False] | None:
         """`receive_nowait` for a thread that ends when this is closed: False then, and no exception, which
         would leave the thread asleep while the interpreter ends."""

@@ -10,12 +10,11 @@ receiver that is cancelled, however late, has taken nothing.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from .errors import Closed
-from .resume import Ear, Line, Lines, deadline_in
+from .resume import Ear, Line, deadline_in, is_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
         """What items are received from: a Subscriber, a Watch."""
 
         def receive_nowait(self) -> Item | None: ...
-        def soon(self, look: bool) -> Item | None: ...
-        def rested(self, seconds: float) -> None: ...
         def receive_many_nowait(self, max: int | None) -> list[Item]: ...
+        def glance(self) -> Item | None: ...
+        def look(self, rested: float | None) -> bool: ...
         def ear(self) -> Ear: ...
         def timed_out(self, timeout: float) -> Timeout: ...
 
@@ -41,18 +40,18 @@ if TYPE_CHECKING:
         def news(self) -> News: ...
 
 
-__all__ = ["Receivers", "here_in", "until"]
+__all__ = ["Receivers", "until"]
 
 
 class Receivers:
     """Who waits for one source, in whatever loops: each item wakes one of them."""
 
-    __slots__ = ("_calls", "_last", "_lines")
+    __slots__ = ("_calls", "_ear", "_lines")
 
     def __init__(self) -> None:
-        self._lines = Lines()
+        self._lines: WeakValueDictionary[asyncio.AbstractEventLoop, Line] = WeakValueDictionary()
+        self._ear: Ear | None = None
         self._calls = 0
-        self._last: tuple[asyncio.AbstractEventLoop | None, Here | None] = None, None
 
     async def receive(self, source: Source[Item], timeout: float | None) -> Item:
         """The next item. Timeout if none comes in time, Closed when the source is."""
@@ -61,11 +60,17 @@ class Receivers:
         if self._calls % CALLS_IN_A_ROW == 0:
             # Where items never end, a receiver would never give the loop back.
             await asyncio.sleep(0)
-        here = self._here()
-        # A short look keeps nobody else of the loop waiting.
-        item = source.soon(timeout != 0 and here.is_idle())
-        while item is None and (item := source.receive_nowait()) is None:
-            await self._wait(source, timeout, deadline)
+        item = source.glance()
+        if item is not None:
+            return item
+        line = self._line(source)
+        if timeout != 0 and line.loop_is_quiet():
+            rested, line.rested = line.rested, None
+            source.look(rested)
+        while (item := source.receive_nowait()) is None:
+            if timeout is not None and is_over(deadline):
+                raise source.timed_out(timeout)
+            await line.wait(deadline)
         return item
 
     async def next(self, source: Source[Item]) -> Item:
@@ -82,55 +87,20 @@ class Receivers:
         if self._calls % CALLS_IN_A_ROW == 0:
             await asyncio.sleep(0)
         while not (items := source.receive_many_nowait(max)):
-            await self._wait(source, timeout, deadline)
+            if timeout is not None and is_over(deadline):
+                raise source.timed_out(timeout)
+            await self._line(source).wait(deadline)
         return items
 
-    async def _wait(self, source: Source[Any], timeout: float | None, deadline: float | None) -> None:
-        """Until the source may have something, or is closed. Timeout at the deadline."""
-        if timeout is not None and deadline is not None and time.monotonic() >= deadline:
-            raise source.timed_out(timeout)
-        here, begin = self._here(), time.monotonic()
-        here.waiting += 1
-        try:
-            await self._lines.here(source).wait(deadline)
-        finally:
-            here.waiting -= 1
-        source.rested(time.monotonic() - begin)
-
-    def _here(self) -> Here:
+    def _line(self, source: Source[Any]) -> Line:
+        """That of the running loop."""
         loop = asyncio.get_running_loop()
-        last, here = self._last
-        if here is None or last is not loop:
-            here = here_in(loop)
-            self._last = loop, here
-        return here
-
-
-class Here:
-    """What receivers know of a loop."""
-
-    __slots__ = ("ready", "waiting")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.ready = getattr(loop, "_ready", None)
-        """What asyncio runs next. Other loops do not show it; a look there is as short."""
-        self.waiting = 0
-        """Receivers that wait."""
-
-    def is_idle(self) -> bool:
-        """Whether nobody is kept waiting by one who has a short look."""
-        return not self.waiting and not self.ready
-
-
-def here_in(loop: asyncio.AbstractEventLoop) -> Here:
-    """That of a loop."""
-    here = _known.get(loop)
-    if here is None:
-        here = _known[loop] = Here(loop)
-    return here
-
-
-_known: WeakKeyDictionary[asyncio.AbstractEventLoop, Here] = WeakKeyDictionary()
+        line = self._lines.get(loop)
+        if line is None:
+            if self._ear is None:
+                self._ear = source.ear()
+            line = self._lines[loop] = Line(loop, self._ear)
+        return line
 
 
 async def until(true: Callable[[], bool], source: Changing, timeout: float | None) -> bool:
@@ -142,7 +112,7 @@ async def until(true: Callable[[], bool], source: Changing, timeout: float | Non
     line = Line(asyncio.get_running_loop(), news)
     try:
         while not true():
-            if deadline is not None and time.monotonic() >= deadline:
+            if is_over(deadline):
                 return False
             await line.wait(deadline)
             news.silence()

@@ -115,7 +115,7 @@ class CallbackSubscriber(Subscriber[T]):
         """ConfigError."""
         self._refuse()
 
-    def soon(self, look: bool) -> Sample[T] | None:
+    def glance(self) -> Sample[T] | None:
         """ConfigError."""
         self._refuse()
 

@@ -338,8 +338,9 @@ class Node:
 
         `handler(request)` returns the reply. A function runs on `concurrency` threads; a coroutine function
         on the loop that runs now, else on one of the node's, `concurrency` at a time; a generator of either
-        kind gives a stream of replies, and is one of these until its caller took the last or left. What it raises reaches the caller as RemoteError. With a name,
-        `request` and `reply` are the types; None is any.
+        kind gives a stream of replies, and is one of these until its caller took the last or left. What it
+        raises reaches the caller as RemoteError. With a name, `request` and `reply` are the types; None is
+        any.
 
         Returns when its neighbours know it. TopicError for a wrong name, ConfigError for a type that cannot
         travel or a `concurrency` below 1, TypeError for a handler that cannot be called.

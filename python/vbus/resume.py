@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from types import coroutine
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextvars import Context
 
-__all__ = ["Ear", "Line", "Lines", "Turn", "deadline_in"]
+__all__ = ["Ear", "Line", "Turn", "crowd_in", "deadline_in", "is_over"]
 
 
 class Ear(Protocol):
@@ -61,10 +63,14 @@ class Turn:
                 self._resume = None
 
     def __await__(self) -> Generator[Turn, None, None]:
-        if not self._done:
-            self._asyncio_future_blocking = True
-            yield self
-        self.result()
+        if self._done:
+            return self.result()
+        self.blocks()
+        return (yield self)
+
+    def blocks(self) -> None:
+        """A task that is given this now waits for it, and asks for the result itself before it goes on."""
+        self._asyncio_future_blocking = True
 
     # ---- what a task of asyncio wants of what it awaits ----------------------------------------
 
@@ -116,34 +122,50 @@ class Turn:
 class Line:
     """Those who wait in one loop for one file, in the order in which they came.
 
-    The file stays registered until it is readable and nobody waits.
+    The file stays registered until it is readable and nobody waits. Meanwhile the loop keeps the line; who
+    wants to find it again refers to it weakly, so that a loop that goes takes all who waited along.
     """
 
-    __slots__ = ("_ear", "_file", "_loop", "_turns")
+    __slots__ = ("__weakref__", "_crowd", "_ear", "_file", "_loop", "_turns", "rested")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ear: Ear) -> None:
+        self._crowd = crowd_in(loop)
         self._loop = loop
         self._turns: deque[Turn] = deque()
         self._ear = ear
         self._file = -1
+        self.rested: float | None = None
+        """Seconds of the last wait."""
 
-    async def wait(self, deadline: float | None) -> None:
+    def loop_is_quiet(self) -> bool:
+        """Whether a short look keeps nobody waiting."""
+        return self._crowd.is_quiet()
+
+    @coroutine
+    def wait(self, deadline: float | None) -> Generator[Turn, None, None]:
         """Until the file is readable and it is our turn, at most until the deadline. May end for nothing."""
         if self._file < 0:
-            self._file = self._ear.fileno()
-            self._loop.add_reader(self._file, self._on_readable)
+            file = self._ear.fileno()
+            self._loop.add_reader(file, self._on_readable)
+            self._file = file
         turn = Turn(self._loop)
+        begin = time.monotonic()
+        timer = None if deadline is None else self._loop.call_later(deadline - begin, turn.wake)
         self._turns.append(turn)
-        timer = None if deadline is None else self._loop.call_later(deadline - time.monotonic(), turn.wake)
+        self._crowd.waiting += 1
         try:
-            await turn
+            # What `await turn` does; a frame less on the way back.
+            turn.blocks()
+            yield turn
         finally:
+            self._crowd.waiting -= 1
             if timer is not None:
                 timer.cancel()
-            if self._turns and self._turns[0] is turn:
+            if self._turns[0] is turn:
                 self._turns.popleft()
-            elif turn in self._turns:
+            else:
                 self._turns.remove(turn)
+            self.rested = time.monotonic() - begin
 
     def _on_readable(self) -> None:
         """One is woken; level-triggered, the loop comes here again for the next one while there is more."""
@@ -161,31 +183,30 @@ class Line:
         self._file = -1
 
 
-class Source(Protocol):
-    """What has a file to wait for."""
+class Crowd:
+    """Who waits in one loop, for whatever files."""
 
-    def ear(self) -> Ear:
-        """A file of one's own that tells of it."""
-        ...
+    __slots__ = ("ready", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.waiting = 0
+        self.ready = getattr(loop, "_ready", None)
+        """What asyncio runs next. Other loops do not show it."""
+
+    def is_quiet(self) -> bool:
+        """Whether nobody waits or is about to run, so far as we know, whom a short look keeps waiting."""
+        return not self.waiting and not self.ready
 
 
-class Lines:
-    """The lines of all loops that wait for one source. Only a loop's own thread touches its line."""
+def crowd_in(loop: asyncio.AbstractEventLoop) -> Crowd:
+    """That of a loop."""
+    crowd = _crowds.get(loop)
+    if crowd is None:
+        crowd = _crowds[loop] = Crowd(loop)
+    return crowd
 
-    __slots__ = ("_lines",)
 
-    def __init__(self) -> None:
-        self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
-
-    def here(self, source: Source) -> Line:
-        """That of the running loop."""
-        loop = asyncio.get_running_loop()
-        line = self._lines.get(loop)
-        if line is None:
-            for other in [other for other in list(self._lines) if other.is_closed()]:
-                self._lines.pop(other, None)
-            line = self._lines[loop] = Line(loop, source.ear())
-        return line
+_crowds: WeakKeyDictionary[asyncio.AbstractEventLoop, Crowd] = WeakKeyDictionary()
 
 
 def deadline_in(timeout: float | None) -> float | None:
@@ -195,3 +216,8 @@ def deadline_in(timeout: float | None) -> float | None:
     if not timeout >= 0:
         raise ValueError(f"timeout is {timeout}; give seconds from 0 (try once), or None to wait for ever")
     return time.monotonic() + timeout
+
+
+def is_over(deadline: float | None) -> bool:
+    """Whether it has come."""
+    return deadline is not None and time.monotonic() >= deadline

@@ -142,12 +142,13 @@ class Watch:
         """A file of one's own that is readable when `fileno` is; what an event loop watches."""
         return self._core.ear()
 
-    def soon(self, look: bool) -> Event | None:
-        """`receive_nowait`: events are too rare to look for them."""
+    def glance(self) -> Event | None:
+        """`receive_nowait`."""
         return self.receive_nowait()
 
-    def rested(self, seconds: float) -> None:
-        """Nothing is learnt from it."""
+    def look(self, rested: float | None) -> bool:
+        """Events are too rare to look for them."""
+        return False
 
     def timed_out(self, timeout: float) -> Timeout:
         """The error of a `receive` that waited so long."""

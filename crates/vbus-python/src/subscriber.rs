@@ -18,6 +18,9 @@ use crate::node::Node;
 use crate::sample::{Reading, Sample};
 use crate::waiting::{check_timeout, count_from, deadline_from, is_over, wait_in_steps, wait_interruptibly};
 
+/// An event loop has others to serve, whatever `spin` is.
+const LOOK_IN_LOOP: Duration = Duration::from_micros(50);
+
 /// Receives samples of the topics that match.
 #[pyclass(frozen, subclass, generic, module = "vbus._vbus")]
 pub(crate) struct Subscriber {
@@ -151,19 +154,16 @@ impl Subscriber {
         Ok(found.map(|sample| Sample::new(sample, &self.reading)))
     }
 
-    fn soon(&self, py: Python<'_>, look: bool) -> PyResult<Option<Sample>> {
-        let inner = self.inner(py)?;
-        let glance = || inner.glance().map_err(|bus::Closed| self.closed_error(py));
-        let mut found = glance()?;
-        if found.is_none() && look && py.detach(|| inner.look(None)) {
-            found = glance()?;
-        }
+    fn glance(&self, py: Python<'_>) -> PyResult<Option<Sample>> {
+        let found = self.inner(py)?.glance().map_err(|bus::Closed| self.closed_error(py))?;
         Ok(found.map(|sample| Sample::new(sample, &self.reading)))
     }
 
-    fn rested(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
-        self.inner(py)?.rested(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-        Ok(())
+    fn look(&self, py: Python<'_>, rested: Option<f64>) -> PyResult<bool> {
+        let inner = self.inner(py)?;
+        let rested = rested.map(|time| Duration::try_from_secs_f64(time).unwrap_or(Duration::MAX));
+        let time = inner.plan_look(rested).min(LOOK_IN_LOOP);
+        Ok(!time.is_zero() && py.detach(|| inner.look_for(time, false)))
     }
 
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -208,12 +208,6 @@ impl Subscriber {
             }
         }
         Ok(None)
-    }
-
-    /// Looks for a short while whether something comes, if that tends to help; takes nothing.
-    fn look(&self, py: Python<'_>) -> PyResult<bool> {
-        let inner = self.inner(py)?;
-        Ok(py.detach(|| inner.look(None)))
     }
 
     /// Waits until there may be a sample, somebody nudges, or the time is over; takes nothing.

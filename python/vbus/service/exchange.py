@@ -90,6 +90,8 @@ class Exchange:
         self._is_nudged = False
         self._followers: dict[ThreadWaiter, None] = {}
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}
+        # Seconds that the last call waited in a loop.
+        self._rested: float | None = None
         # What this node serves.
         self.servings: dict[str, Serving] = {}
         self.running: dict[tuple[str, int], Served] = {}
@@ -478,8 +480,7 @@ class Exchange:
         with self.lock:
             if loop in self._loops:
                 self._loops[loop] -= 1
-        with suppress(Closed):
-            self._replies.rested(seconds)
+            self._rested = seconds
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by a loop when something came."""
@@ -496,7 +497,8 @@ class Exchange:
 
     def look(self, pending: Pending) -> None:
         """Have a short look for a reply, where it tends to come soon."""
-        if self._replies.look():
+        rested, self._rested = self._rested, None
+        if self._replies.look(rested):
             with self.lock:
                 self._take_some(pending)
 

@@ -9,8 +9,8 @@ from _thread import allocate_lock, get_ident, start_new_thread
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vbus.aio import here_in
 from vbus.errors import Closed
+from vbus.resume import crowd_in
 
 from .serving import Served, Serving
 from .threads import not_a_stream
@@ -42,8 +42,9 @@ class LoopServing(Serving):
         self._tasks: set[asyncio.Task[None]] = set()
         self._looks = False
         self._guard: AsyncGenerator[None, None] | None = None
-        self._here = here_in(loop)
+        self._crowd = crowd_in(loop)
         self._resting_since = time.monotonic()
+        self._rested: float | None = None
         self._thread = 0
 
     def run(self) -> None:
@@ -120,14 +121,15 @@ class LoopServing(Serving):
         if len(self._tasks) >= self.concurrency:
             return self._look_away()
         if not self._tasks:
-            self.subscriber.rested(time.monotonic() - self._resting_since)
+            self._rested = time.monotonic() - self._resting_since
         return self._take()
 
     def _look(self) -> None:
         """Have a short look for the next request, where it tends to come soon."""
-        if not self._tasks and self._here.is_idle() and not self.is_closing:
+        if not self._tasks and self._crowd.is_quiet() and not self.is_closing:
+            rested, self._rested = self._rested, None
             with suppress(Closed):
-                if self.subscriber.look():
+                if self.subscriber.look(rested):
                     self._take()
                 self._resting_since = time.monotonic()
 

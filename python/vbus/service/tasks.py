@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vbus.aio import here_in, until
+from vbus.aio import until
 from vbus.errors import Closed, Timeout
-from vbus.resume import Turn
+from vbus.resume import Turn, crowd_in
 
 from . import wire
 from .caller import result
@@ -111,8 +111,8 @@ async def _wait(exchange: Exchange, pending: Pending, deadline: float | None) ->
     if pending.has_news():
         return True
     loop = asyncio.get_running_loop()
-    here = here_in(loop)
-    if here.is_idle():
+    crowd = crowd_in(loop)
+    if crowd.is_quiet():
         try:
             exchange.look(pending)
         except Closed:
@@ -120,7 +120,7 @@ async def _wait(exchange: Exchange, pending: Pending, deadline: float | None) ->
         if pending.has_news():
             return True
     exchange.join_loop(loop)
-    here.waiting += 1
+    crowd.waiting += 1
     begin = time.monotonic()
     try:
         while True:
@@ -143,7 +143,7 @@ async def _wait(exchange: Exchange, pending: Pending, deadline: float | None) ->
                     timer.cancel()
                 pending.waiter = None
     finally:
-        here.waiting -= 1
+        crowd.waiting -= 1
         exchange.part_from_loop(loop, time.monotonic() - begin)
 
 

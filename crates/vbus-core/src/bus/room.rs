@@ -61,7 +61,7 @@ impl Publisher {
         if time.is_zero() {
             return false;
         }
-        let found = spin::look(time, || {
+        let found = spin::look(time, true, || {
             core.state.try_lock().is_none_or(|mut state| core.has_room(&mut state, blocked))
         });
         let mut state = core.state.lock();

@@ -73,18 +73,19 @@ impl Spin {
     }
 }
 
-/// Calls `found` until it says yes or `time` is over, unless too many threads look already.
-pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
+/// Calls `found` until it says yes or `time` is over, unless too many threads look already. One that `yields` may
+/// be away for longer: on a busy processor, others get their turn.
+pub(super) fn look(time: Duration, yields: bool, mut found: impl FnMut() -> bool) -> bool {
     if time.is_zero() || !enter() {
         return false;
     }
     let start = Instant::now();
     let mut next_yield = YIELD;
     // Whom we waited for last time may share this processor: then it runs only if we let it.
-    if YIELD_FIRST.get() {
+    let mut just_yielded = yields && YIELD_FIRST.get();
+    if just_yielded {
         std::thread::yield_now();
     }
-    let mut just_yielded = YIELD_FIRST.get();
     let result = loop {
         if found() {
             YIELD_FIRST.set(just_yielded);
@@ -98,7 +99,7 @@ pub(super) fn look(time: Duration, mut found: impl FnMut() -> bool) -> bool {
         if elapsed >= time {
             break false;
         }
-        if elapsed >= next_yield {
+        if yields && elapsed >= next_yield {
             // Whoever wants this processor may be the one that we wait for.
             std::thread::yield_now();
             just_yielded = true;

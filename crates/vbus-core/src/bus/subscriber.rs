@@ -225,22 +225,32 @@ impl Subscriber {
         Ok(samples)
     }
 
-    /// Somebody waited so long for the file; by this `look` learns whether it is worth it.
-    pub fn rested(&self, time: Duration) {
-        self.core.inbox.lock().spin.slept(time);
-    }
-
     /// Looks for a short while whether something comes, if that tends to help.
     pub fn look(&self, deadline: Option<Instant>) -> bool {
-        let core = &self.core;
-        let mut time = core.inbox.lock().spin.plan();
+        let mut time = self.plan_look(None);
         if let Some(deadline) = deadline {
             time = time.min(deadline.saturating_duration_since(Instant::now()));
         }
+        self.look_for(time, true)
+    }
+
+    /// How long to look, having rested so long for the file since the last look; zero is not at all.
+    pub fn plan_look(&self, rested: Option<Duration>) -> Duration {
+        let spin = &mut self.core.inbox.lock().spin;
+        if let Some(rested) = rested {
+            spin.slept(rested);
+        }
+        spin.plan()
+    }
+
+    /// Looks for as long as was planned, at most, whether something comes. If it `yields`, it may take longer.
+    pub fn look_for(&self, time: Duration, yields: bool) -> bool {
         if time.is_zero() {
             return false;
         }
-        let found = spin::look(time, || core.inbox.try_lock().is_none_or(|mut inbox| inbox.may_have()));
+        let core = &self.core;
+        let found =
+            spin::look(time, yields, || core.inbox.try_lock().is_none_or(|mut inbox| inbox.may_have()));
         let mut inbox = core.inbox.lock();
         if found {
             inbox.spin.succeeded()
