@@ -407,6 +407,35 @@ def test_who_waits_for_a_subscriber_of_its_own_node_does_not_look_now_and_then(n
         thread.join()
 
 
+def test_the_time_behind_others_counts_as_blocked(node):
+    async def story():
+        with node.subscriber("t") as subscriber, node.publisher("t", depth=2) as publisher:
+            for number in range(2):
+                await publisher.publish_async(number)
+            tasks = [asyncio.create_task(publisher.publish_async(number)) for number in range(2)]
+            done, _ = await asyncio.wait(tasks, timeout=0.02)
+            assert not done
+            # Two go at once: the second never met a full subscriber itself.
+            subscriber.receive_many(timeout=0)
+            await asyncio.gather(*tasks)
+            assert publisher.stats().blocked_seconds > 0.03
+
+    run(story())
+
+
+def test_a_loan_is_published_at_once_where_there_is_room(node):
+    async def story():
+        with node.subscriber("t", bytes) as subscriber, node.publisher("t", bytes) as publisher:
+            with publisher.loan(3) as loan:
+                loan.buffer[:] = b"now"
+                with pytest.raises(StopIteration) as end:
+                    loan.publish_async().send(None)
+                assert end.value.value == 0
+            assert subscriber.receive(0).value == b"now"
+
+    run(story())
+
+
 def test_a_subscriber_in_another_process_makes_room_and_its_death_too(node, start):
     program = start(
         """

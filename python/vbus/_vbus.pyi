@@ -170,9 +170,7 @@ class Publisher(Generic[T]):
     ) -> Draft:
         """The same, not tried yet."""
     def attempt(self, value: T, headers: Mapping[str, str] | None) -> int | Draft:
-        """Publish at once: the sequence, or what is to be tried again. Raises what `publish` does."""
-    def draft(self, value: T, headers: Mapping[str, str] | None) -> Draft:
-        """The same, not tried yet."""
+        """Publish at once: the sequence, or what is to be tried in turn. Raises what `publish` does."""
     def room(self) -> Room:
         """For one event loop."""
     def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:
@@ -228,6 +226,8 @@ class Loan:
 class Draft:
     """A sample on its way: encoded once, tried as often as it takes."""
 
+    def attempt_at_once(self) -> int | None:
+        """`attempt`, if nobody queues up; None also to give the loop back now and then."""
     def attempt(self) -> int | None:
         """Publish it if there is room: the sequence, or None. Raises what `publish` does, but for Timeout."""
     @property
@@ -239,8 +239,10 @@ class Draft:
         """The error that names who had no room; None if it was not tried in vain."""
     def tell_long_wait(self, waited: float) -> None:
         """Tell the user, once, if it waited a second."""
-    def count_blocked(self, waited: float) -> None:
-        """Add to the time that `publish` waited."""
+    def queue_up(self) -> None:
+        """From now on, no other is attempted at once."""
+    def leave_queue(self, blocked: float | None) -> None:
+        """Never mind any more; if it was blocked, so many seconds are counted."""
 
 class Room:
     """How one event loop waits for room at one publisher: ask, watch the file, rest, try again."""
@@ -351,8 +353,9 @@ class Subscriber(Generic[T]):
     def glance(self) -> Sample[T] | None:
         """`receive_nowait` that leaves the file as it is, for who asks again before it waits."""
     def look(self, rested: float | None) -> bool:
-        """Look for a sample, for 50 µs at most, if that tends to help; whether it was found, not taken. By how
-        long somebody waited for the file since the last look, it learns whether it helps."""
+        """Look for a sample, for 50 µs at most, if that tends to help; whether one was found, not taken.
+
+        By how long somebody waited for the file since the last look, it learns whether it helps."""
     def take(self) -> Sample[T] | Literal[False] | None:
         """`receive_nowait` for a thread that ends when this is closed: False then, and no exception, which
         would leave the thread asleep while the interpreter ends."""

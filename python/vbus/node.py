@@ -636,13 +636,10 @@ class Publisher(CorePublisher[T]):
 
         Samples of several tasks of a loop go in the order of the calls. Cancelled, it published nothing.
         """
-        if (self._queues or self._make_queues()).are_free():
-            sent = self.attempt(value, headers)
-            if isinstance(sent, int):
-                return sent
-        else:
-            sent = self.draft(value, headers)
-        return await self._publish_draft(sent)
+        sent = self.attempt(value, headers)
+        if isinstance(sent, int):
+            return sent
+        return await (self._queues or self._make_queues()).publish(self, sent)
 
     async def flush_async(self, timeout: float | None = None) -> bool:
         """`flush` for asyncio."""
@@ -685,7 +682,10 @@ class Publisher(CorePublisher[T]):
         raise TypeError("a Publisher cannot be pickled; open a node in the worker")
 
     async def _publish_draft(self, draft: Draft) -> int:
-        """Also what `Loan.publish_async` calls."""
+        """What `Loan.publish_async` calls."""
+        sequence = draft.attempt_at_once()
+        if sequence is not None:
+            return sequence
         return await (self._queues or self._make_queues()).publish(self, draft)
 
     def _make_queues(self) -> Queues:

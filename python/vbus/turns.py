@@ -12,8 +12,9 @@ import asyncio
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
-from .resume import Line, Turn
+from .resume import Line, Turn, is_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,24 +27,11 @@ __all__ = ["Queues"]
 class Queues:
     """Who waits to publish at one publisher, in whatever loops."""
 
-    __slots__ = ("_calls", "_queues")
+    __slots__ = ("_queues",)
 
     def __init__(self) -> None:
-        self._queues: dict[asyncio.AbstractEventLoop, Queue] = {}
-        self._calls = 0
-
-    def are_free(self) -> bool:
-        """Whether a task of the running loop may try at once: nobody is before it, and not too many did so.
-
-        Where there is always room, a publisher would never give the loop back.
-        """
-        self._calls += 1
-        if self._calls % CALLS_IN_A_ROW == 0:
-            return False
-        if not self._queues:
-            return True
-        queue = self._queues.get(asyncio.get_running_loop())
-        return queue is None or not queue.waiting
+        # A loop that goes takes its queue along.
+        self._queues: WeakValueDictionary[asyncio.AbstractEventLoop, Queue] = WeakValueDictionary()
 
     async def publish(
         self, publisher: Publisher[Any], draft: Draft, attempt: Callable[[], int | None] | None = None
@@ -55,8 +43,6 @@ class Queues:
         loop = asyncio.get_running_loop()
         queue = self._queues.get(loop)
         if queue is None:
-            for other in [other for other in list(self._queues) if other.is_closed()]:
-                self._queues.pop(other, None)
             queue = self._queues[loop] = Queue(loop, publisher.room())
         return await queue.publish(draft, attempt or draft.attempt)
 
@@ -64,40 +50,46 @@ class Queues:
 class Queue:
     """Who waits in one loop. Only its thread touches it."""
 
-    __slots__ = ("_line", "_loop", "_room", "waiting")
+    __slots__ = ("__weakref__", "_line", "_loop", "_room", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, room: Room) -> None:
-        self.waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._loop = loop
         self._room = room
-        self._line = Line(loop, room)
+        # The line keeps this, and the loop keeps the line while it watches.
+        self._line = Line(loop, self)
+
+    def fileno(self) -> int:
+        """Readable when there may be room."""
+        return self._room.fileno()
 
     async def publish(self, draft: Draft, attempt: Callable[[], int | None]) -> int:
         """As `Queues.publish`."""
         me = _Waiting(draft, time.monotonic())
-        self.waiting.append(me)
+        self._waiting.append(me)
+        draft.queue_up()
         try:
             if not draft.is_blocked:
                 # It did not try yet, for those before it or for the sake of the loop.
                 await asyncio.sleep(0)
             while True:
-                if self.waiting[0] is not me:
+                if self._waiting[0] is not me:
                     await self._wait_for_turn(me)
                 elif (sequence := attempt()) is not None:
                     return sequence
                 else:
                     await self._wait_for_room(me)
         finally:
-            was_first = self.waiting[0] is me
-            self.waiting.remove(me)
-            if was_first and self.waiting and (turn := self.waiting[0].turn) is not None:
+            was_first = self._waiting[0] is me
+            self._waiting.remove(me)
+            if was_first and self._waiting and (turn := self._waiting[0].turn) is not None:
                 turn.wake_soon()
-            if draft.is_blocked:
-                draft.count_blocked(me.waited())
+            draft.leave_queue(me.waited() if me.was_behind or draft.is_blocked else None)
 
     async def _wait_for_turn(self, me: _Waiting) -> None:
         """Until this is the first, or late."""
-        first = self.waiting[0].draft
+        me.was_behind = True
+        first = self._waiting[0].draft
         # Whoever is first and did not try yet is about to.
         if me.is_late() and (error := first.timeout(me.waited())) is not None:
             raise error
@@ -134,21 +126,21 @@ class Queue:
 class _Waiting:
     """A task that waits."""
 
-    __slots__ = ("deadline", "draft", "since", "turn")
+    __slots__ = ("deadline", "draft", "since", "turn", "was_behind")
 
     def __init__(self, draft: Draft, since: float) -> None:
         self.draft = draft
         self.since = since
         self.deadline = None if draft.block_timeout is None else since + draft.block_timeout
         self.turn: Turn | None = None
+        self.was_behind = False
 
     def waited(self) -> float:
         return time.monotonic() - self.since
 
     def is_late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return is_over(self.deadline)
 
 
-CALLS_IN_A_ROW = 64
 LONG_WAIT_S = 1.0
 """After so long a publish tells who keeps it waiting; the core says the same."""

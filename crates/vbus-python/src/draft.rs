@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use vbus_core::base::fork::Generation;
-use vbus_core::bus::meta::{Encoding, Meta};
 use vbus_core::bus::{self, Ask, Blocked, PublishError};
 
 use crate::errors::from_node;
 use crate::loan::Loan;
-use crate::publisher::{Buffer, Door, Parcel};
+use crate::publisher::{Door, Encoded};
 
 /// A sample that is to be published: encoded once, tried as often as it takes.
 #[pyclass(frozen, module = "vbus._vbus")]
@@ -23,43 +22,44 @@ pub(crate) struct Draft {
 }
 
 enum What {
-    Value { parts: Vec<Py<PyAny>>, encoding: Encoding, meta: Meta, loan: Mutex<Option<bus::Loan>> },
+    Value { encoded: Encoded, loan: Mutex<Option<bus::Loan>> },
     Loan(Py<Loan>),
 }
 
 impl Draft {
-    pub(crate) fn of_value(door: Arc<Door>, parts: Vec<Py<PyAny>>, encoding: Encoding, meta: Meta) -> Self {
-        let what = What::Value { parts, encoding, meta, loan: Mutex::default() };
-        Self { door, what, blocked: Mutex::default() }
+    /// With the loan that a try left, and who had no room.
+    pub(crate) fn of_value(
+        door: Arc<Door>,
+        encoded: Encoded,
+        loan: Option<bus::Loan>,
+        blocked: Option<Box<Blocked>>,
+    ) -> Self {
+        let what = What::Value { encoded, loan: Mutex::new(loan) };
+        Self { door, what, blocked: Mutex::new(blocked) }
     }
 
     pub(crate) fn of_loan(door: Arc<Door>, loan: Py<Loan>) -> Self {
         Self { door, what: What::Loan(loan), blocked: Mutex::default() }
     }
 
-    /// Its sequence, if there was room.
-    pub(crate) fn attempt(&self, py: Python<'_>) -> PyResult<Option<u64>> {
-        let inner = self.door.get(py)?;
+    fn attempt_now(&self, py: Python<'_>) -> PyResult<Option<u64>> {
         let tried = match &self.what {
             What::Loan(loan) => loan.get().attempt(py)?,
-            What::Value { parts, encoding, meta, loan } => {
-                let buffers = parts.iter().map(|part| Buffer::get(part.bind(py)));
-                let buffers = buffers.collect::<PyResult<Vec<_>>>()?;
-                let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
-                let kept = loan.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let mut parcel = Parcel { parts: &parts, encoding, meta, loan: kept };
-                let tried = parcel.attempt(py, inner).map_err(|error| self.door.error(py, &error))?;
-                *loan.lock().unwrap_or_else(PoisonError::into_inner) = parcel.loan;
+            What::Value { encoded, loan } => {
+                // Taken out, so that the lock is not held while Python's is let go.
+                let mut kept = loan.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let tried = encoded.attempt(py, &self.door, &mut kept)?;
+                *loan.lock().unwrap_or_else(PoisonError::into_inner) = kept;
                 tried
             }
         };
-        let blocked = match tried {
-            Ok(sequence) => return Ok(Some(sequence)),
-            Err(blocked) => blocked,
-        };
-        inner.may_wait(&blocked).map_err(|error| self.door.error(py, &error))?;
-        *self.blocked() = Some(blocked);
-        Ok(None)
+        match tried {
+            Ok(sequence) => Ok(Some(sequence)),
+            Err(blocked) => {
+                *self.blocked() = Some(blocked);
+                Ok(None)
+            }
+        }
     }
 
     fn blocked(&self) -> std::sync::MutexGuard<'_, Option<Box<Blocked>>> {
@@ -69,9 +69,23 @@ impl Draft {
 
 #[pymethods]
 impl Draft {
-    #[pyo3(name = "attempt")]
-    fn attempt_again(&self, py: Python<'_>) -> PyResult<Option<u64>> {
-        self.attempt(py)
+    fn attempt_at_once(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        if self.door.is_free() { self.attempt_now(py) } else { Ok(None) }
+    }
+
+    fn attempt(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        self.attempt_now(py)
+    }
+
+    fn queue_up(&self) {
+        self.door.queue_up();
+    }
+
+    fn leave_queue(&self, py: Python<'_>, blocked: Option<f64>) {
+        self.door.leave_queue();
+        if let (Some(blocked), Ok(inner)) = (blocked, self.door.get(py)) {
+            inner.count_blocked(seconds(blocked));
+        }
     }
 
     #[getter]
@@ -95,12 +109,6 @@ impl Draft {
     fn timeout(&self, py: Python<'_>, waited: f64) -> Option<PyErr> {
         let blocked = self.blocked().clone()?;
         Some(self.door.error(py, &PublishError::Timeout { blocked, waited }))
-    }
-
-    fn count_blocked(&self, py: Python<'_>, waited: f64) {
-        if let Ok(inner) = self.door.get(py) {
-            inner.count_blocked(seconds(waited));
-        }
     }
 }
 

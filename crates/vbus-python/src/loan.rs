@@ -124,6 +124,9 @@ impl Loan {
         } else {
             self.lock().loan = Some(loan);
         }
+        if let Ok(Err(blocked)) = &tried {
+            self.door.may_wait(py, blocked)?;
+        }
         tried
     }
 

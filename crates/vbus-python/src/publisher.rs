@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMapping, PyMemoryView, PyString};
 use pyo3::{ffi, intern};
+use vbus_core::base::atomics::{AtomicU32, Ordering};
 use vbus_core::base::fork::Generation;
 use vbus_core::bus::meta::{Encoding, Meta};
 use vbus_core::bus::{self, Blocked, PublishError};
@@ -23,6 +24,8 @@ use crate::waiting::{count_from, deadline_from, is_over, wait_in_steps, wait_int
 const COPY_AT_ONCE: usize = 16 << 10;
 /// From this size on, a payload is copied without the GIL.
 const COPY_WITHOUT_GIL: usize = 64 << 10;
+/// So often tasks publish at once before one gives the loop back first.
+const TRIES_IN_A_ROW: u32 = 64;
 
 /// Publishes values on one topic.
 #[pyclass(frozen, subclass, generic, module = "vbus._vbus")]
@@ -46,6 +49,10 @@ enum Patience {
 pub(crate) struct Door {
     inner: bus::Publisher,
     born: Generation,
+    /// Tasks that wait for their turn to publish, in whatever loops.
+    queued: AtomicU32,
+    /// Tries of tasks, but for some that two threads made at once.
+    tries: AtomicU32,
 }
 
 impl Door {
@@ -54,8 +61,29 @@ impl Door {
         if self.born.is_current() { Ok(&self.inner) } else { Err(errors::forked(py, "publisher")) }
     }
 
+    /// Whether a task may try at once: nobody is before it, and not too many did so. Where there is always room,
+    /// a publisher would never give its loop back.
+    pub(crate) fn is_free(&self) -> bool {
+        let tries = self.tries.load(Ordering::Relaxed).wrapping_add(1);
+        self.tries.store(tries, Ordering::Relaxed);
+        self.queued.load(Ordering::Relaxed) == 0 && !tries.is_multiple_of(TRIES_IN_A_ROW)
+    }
+
+    pub(crate) fn queue_up(&self) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leave_queue(&self) {
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn error(&self, py: Python<'_>, error: &PublishError) -> PyErr {
         from_publish(py, self.inner.topic(), error)
+    }
+
+    /// Full, where the contract does not let it wait.
+    pub(crate) fn may_wait(&self, py: Python<'_>, blocked: &Blocked) -> PyResult<()> {
+        self.inner.may_wait(blocked).map_err(|error| self.error(py, &error))
     }
 
     /// Tries `attempt` until it is not blocked any more, as the contract says.
@@ -76,8 +104,8 @@ impl Door {
             Patience::Until(deadline) => deadline,
         };
         let result = loop {
-            if let Err(error) = inner.may_wait(&blocked) {
-                break Err(self.error(py, &error));
+            if let Err(error) = self.may_wait(py, &blocked) {
+                break Err(error);
             }
             if is_over(deadline) {
                 let waited = since.elapsed().as_secs_f64();
@@ -144,16 +172,16 @@ impl Door {
 
 /// A payload of several parts on its way: copied at once if it is small, else into a loan, which is kept until
 /// there is room.
-pub(crate) struct Parcel<'a> {
-    pub(crate) parts: &'a [&'a [u8]],
-    pub(crate) encoding: &'a Encoding,
-    pub(crate) meta: &'a Meta,
-    pub(crate) loan: Option<bus::Loan>,
+struct Parcel<'a> {
+    parts: &'a [&'a [u8]],
+    encoding: &'a Encoding,
+    meta: &'a Meta,
+    loan: Option<bus::Loan>,
 }
 
 impl Parcel<'_> {
     /// Publishes it, if there is room.
-    pub(crate) fn attempt(
+    fn attempt(
         &mut self,
         py: Python<'_>,
         inner: &bus::Publisher,
@@ -230,7 +258,8 @@ impl Publisher {
         let inner = node.get().inner(py)?;
         let inner =
             py.detach(|| inner.publisher(topic, shape, qos)).map_err(|error| from_node(py, &error))?;
-        let door = Arc::new(Door { inner, born: Generation::now() });
+        let (queued, tries) = (AtomicU32::new(0), AtomicU32::new(0));
+        let door = Arc::new(Door { inner, born: Generation::now(), queued, tries });
         Ok(Self { door, encoder, raw, _node: node.unbind() })
     }
 
@@ -272,73 +301,32 @@ impl Publisher {
         value: &Bound<'_, PyAny>,
         headers: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<u64> {
-        let meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
-        if self.raw {
-            if let Ok(bytes) = value.cast::<PyBytes>() {
-                return self.door.publish_parts(
-                    py,
-                    Patience::Offered,
-                    &[bytes.as_bytes()],
-                    &Encoding::Raw,
-                    &meta,
-                );
-            }
-            if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
-                && let Some(buffer) = Buffer::contiguous(value)
-            {
-                return self.door.publish_parts(
-                    py,
-                    Patience::Offered,
-                    &[buffer.bytes()],
-                    &Encoding::Raw,
-                    &meta,
-                );
-            }
+        if self.raw
+            && headers.is_none()
+            && let Some(sequence) = self.publish_raw(py, value)?
+        {
+            return Ok(sequence);
         }
-        let encoded = self.call_encoder(py, value)?;
-        if let Ok(bytes) = encoded.cast::<PyBytes>() {
-            return self.door.publish_parts(
-                py,
-                Patience::Offered,
-                &[bytes.as_bytes()],
-                &Encoding::Msgpack,
-                &meta,
-            );
-        }
-        self.publish_buffers(py, Patience::Offered, &Encoded::unpack(encoded, meta)?)
+        let encoded = self.encode(py, value, headers)?;
+        self.publish_encoded(py, Patience::Offered, &encoded)
     }
 
-    #[pyo3(signature = (value, headers))]
     fn attempt<'py>(
         &self,
         py: Python<'py>,
         value: &Bound<'py, PyAny>,
         headers: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let draft = self.draft(py, value, headers)?;
-        match draft.attempt(py)? {
-            Some(sequence) => Ok(sequence.into_pyobject(py)?.into_any()),
-            None => Ok(Bound::new(py, draft)?.into_any()),
+        let encoded = self.encode(py, value, headers)?;
+        let (mut loan, mut blocked) = (None, None);
+        if self.door.is_free() {
+            match encoded.attempt(py, &self.door, &mut loan)? {
+                Ok(sequence) => return Ok(sequence.into_pyobject(py)?.into_any()),
+                Err(who) => blocked = Some(who),
+            }
         }
-    }
-
-    #[pyo3(signature = (value, headers))]
-    fn draft<'py>(
-        &self,
-        py: Python<'py>,
-        value: &Bound<'py, PyAny>,
-        headers: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Draft> {
-        let meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
-        let bytes_like = value.is_instance_of::<PyBytes>()
-            || value.is_instance_of::<PyByteArray>()
-            || value.is_instance_of::<PyMemoryView>();
-        let encoded = if self.raw && bytes_like && Buffer::contiguous(value).is_some() {
-            Encoded { parts: vec![value.clone()], encoding: Encoding::Raw, meta }
-        } else {
-            Encoded::unpack(self.call_encoder(py, value)?, meta)?
-        };
-        Ok(encoded.draft(&self.door))
+        let draft = Draft::of_value(Arc::clone(&self.door), encoded, loan, blocked);
+        Ok(Bound::new(py, draft)?.into_any())
     }
 
     fn room(&self, py: Python<'_>) -> PyResult<Room> {
@@ -356,18 +344,13 @@ impl Publisher {
         encoded: Bound<'_, PyAny>,
         timeout: Option<f64>,
     ) -> PyResult<u64> {
-        let (head, patience) = (Head { kind, call, amount }, Patience::Until(deadline_from(timeout)?));
-        if let Ok(bytes) = encoded.cast::<PyBytes>() {
-            let meta = Meta { codec: head.before(&[]), headers: Vec::new() };
-            return self.door.publish_parts(py, patience, &[bytes.as_bytes()], &Encoding::Msgpack, &meta);
-        }
-        let encoded = Encoded::message(&head, encoded)?;
-        self.publish_buffers(py, patience, &encoded)
+        let encoded = Encoded::message(&Head { kind, call, amount }, encoded)?;
+        self.publish_encoded(py, Patience::Until(deadline_from(timeout)?), &encoded)
     }
 
     fn draft_message(&self, kind: u8, call: u64, amount: u32, encoded: Bound<'_, PyAny>) -> PyResult<Draft> {
         let encoded = Encoded::message(&Head { kind, call, amount }, encoded)?;
-        Ok(encoded.draft(&self.door))
+        Ok(Draft::of_value(Arc::clone(&self.door), encoded, None, None))
     }
 
     /// Borrow `nbytes` bytes of the bus's memory: fill `loan.buffer`; leaving `with` publishes it.
@@ -462,41 +445,118 @@ impl Publisher {
 }
 
 /// A value as it travels.
-struct Encoded<'py> {
-    parts: Vec<Bound<'py, PyAny>>,
+pub(crate) struct Encoded {
+    parts: Parts,
     encoding: Encoding,
     meta: Meta,
 }
 
-impl<'py> Encoded<'py> {
+/// Where its bytes are.
+enum Parts {
+    One(Py<PyBytes>),
+    Many(Vec<Py<PyAny>>),
+}
+
+impl Encoded {
     /// What an encoder gave.
-    fn unpack(encoded: Bound<'py, PyAny>, mut meta: Meta) -> PyResult<Self> {
-        if encoded.is_instance_of::<PyBytes>() {
-            return Ok(Self { parts: vec![encoded], encoding: Encoding::Msgpack, meta });
-        }
-        let (name, parts, codec): (String, Vec<Bound<'py, PyAny>>, Vec<u8>) = encoded.extract()?;
+    fn unpack(encoded: Bound<'_, PyAny>, mut meta: Meta) -> PyResult<Self> {
+        let encoded = match encoded.cast_into::<PyBytes>() {
+            Ok(bytes) => {
+                return Ok(Self { parts: Parts::One(bytes.unbind()), encoding: Encoding::Msgpack, meta });
+            }
+            Err(other) => other.into_inner(),
+        };
+        let (name, parts, codec): (String, Vec<Py<PyAny>>, Vec<u8>) = encoded.extract()?;
         meta.codec = codec;
-        Ok(Self { parts, encoding: Encoding::from_name(&name), meta })
+        Ok(Self { parts: Parts::Many(parts), encoding: Encoding::from_name(&name), meta })
     }
 
     /// The same as a message of a call.
-    fn message(head: &Head, encoded: Bound<'py, PyAny>) -> PyResult<Self> {
+    fn message(head: &Head, encoded: Bound<'_, PyAny>) -> PyResult<Self> {
         let mut result = Self::unpack(encoded, Meta::default())?;
         result.meta.codec = head.before(&result.meta.codec);
         Ok(result)
     }
 
-    fn draft(self, door: &Arc<Door>) -> Draft {
-        let parts = self.parts.into_iter().map(Bound::unbind).collect();
-        Draft::of_value(Arc::clone(door), parts, self.encoding, self.meta)
+    /// Publishes it, if there is room. `loan` is kept for the next try.
+    pub(crate) fn attempt(
+        &self,
+        py: Python<'_>,
+        door: &Door,
+        loan: &mut Option<bus::Loan>,
+    ) -> PyResult<Result<u64, Box<Blocked>>> {
+        let inner = door.get(py)?;
+        let tried = self.with_parts(py, |parts| {
+            let mut parcel = Parcel { parts, encoding: &self.encoding, meta: &self.meta, loan: loan.take() };
+            let tried = parcel.attempt(py, inner);
+            *loan = parcel.loan;
+            tried
+        })?;
+        let tried = tried.map_err(|error| door.error(py, &error))?;
+        if let Err(blocked) = &tried {
+            door.may_wait(py, blocked)?;
+        }
+        Ok(tried)
+    }
+
+    /// Calls `with` with the bytes.
+    fn with_parts<T>(&self, py: Python<'_>, with: impl FnOnce(&[&[u8]]) -> T) -> PyResult<T> {
+        let parts = match &self.parts {
+            Parts::One(bytes) => return Ok(with(&[bytes.as_bytes(py)])),
+            Parts::Many(parts) => parts,
+        };
+        let buffers = parts.iter().map(|part| Buffer::get(part.bind(py))).collect::<PyResult<Vec<_>>>()?;
+        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
+        Ok(with(&parts))
     }
 }
 
 impl Publisher {
-    fn publish_buffers(&self, py: Python<'_>, patience: Patience, encoded: &Encoded<'_>) -> PyResult<u64> {
-        let buffers = encoded.parts.iter().map(Buffer::get).collect::<PyResult<Vec<_>>>()?;
-        let parts: Vec<&[u8]> = buffers.iter().map(Buffer::bytes).collect();
-        self.door.publish_parts(py, patience, &parts, &encoded.encoding, &encoded.meta)
+    /// Bytes go as they are, which most of those who count nanoseconds send.
+    fn publish_raw(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+        let meta = Meta::default();
+        let publish = |bytes: &[u8]| {
+            let published = self.door.publish_parts(py, Patience::Offered, &[bytes], &Encoding::Raw, &meta);
+            published.map(Some)
+        };
+        if let Ok(bytes) = value.cast::<PyBytes>() {
+            return publish(bytes.as_bytes());
+        }
+        if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
+            && let Ok(buffer) = Buffer::get(value)
+        {
+            return publish(buffer.bytes());
+        }
+        Ok(None)
+    }
+
+    fn publish_encoded(&self, py: Python<'_>, patience: Patience, encoded: &Encoded) -> PyResult<u64> {
+        encoded.with_parts(py, |parts| {
+            self.door.publish_parts(py, patience, parts, &encoded.encoding, &encoded.meta)
+        })?
+    }
+
+    /// The value as it travels.
+    fn encode(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        headers: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Encoded> {
+        let meta = Meta { codec: Vec::new(), headers: self.headers_from(headers)? };
+        if self.raw {
+            if let Ok(bytes) = value.cast::<PyBytes>() {
+                let parts = Parts::One(bytes.clone().unbind());
+                return Ok(Encoded { parts, encoding: Encoding::Raw, meta });
+            }
+            if (value.is_instance_of::<PyByteArray>() || value.is_instance_of::<PyMemoryView>())
+                && Buffer::get(value).is_ok()
+            {
+                let parts = Parts::Many(vec![value.clone().unbind()]);
+                return Ok(Encoded { parts, encoding: Encoding::Raw, meta });
+            }
+        }
+        Encoded::unpack(self.call_encoder(py, value)?, meta)
     }
 
     fn call_encoder<'py>(&self, py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
@@ -572,11 +632,6 @@ impl<'py> Buffer<'py> {
             return Err(PyErr::fetch(value.py()));
         }
         Ok(Self { view, _py: value.py() })
-    }
-
-    /// The same, or nothing.
-    fn contiguous(value: &Bound<'py, PyAny>) -> Option<Self> {
-        Self::get(value).ok()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
