@@ -59,6 +59,8 @@ class Figure:
     p99_us: float | None = None
     per_second: float | None = None
     """Messages received in a second, by all subscribers together."""
+    processors: float | None = None
+    """How many processors the receivers kept busy, where that is told."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -407,7 +409,8 @@ def text(figure: Figure) -> str:
     """A figure as words."""
     if figure.per_second is None:
         return f"p50 {figure.p50_us:.1f} p99 {figure.p99_us:.1f} µs"
-    return f"{figure.per_second:,.0f} messages/s"
+    used = "" if figure.processors is None else f", {figure.processors:.2f} CPU"
+    return f"{figure.per_second:,.0f} messages/s{used}"
 
 
 def ratio(ours: Figure, theirs: Figure) -> str:

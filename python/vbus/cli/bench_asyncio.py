@@ -1,22 +1,31 @@
-"""`vbus bench asyncio`: how long until a coroutine goes on, beside `receive()` in the same run.
+"""`vbus bench asyncio`: what the twins cost, beside their blocking originals in the same run.
 
 `ping-pong` is a round trip with an echo process that waits in the same way; `one-way` is from `publish` to
-the line behind the wait, at some 300 messages a second, so that the receiver sleeps each time.
+the line behind the wait, at some 300 messages a second, so that the receiver sleeps each time. `publish` is
+what one task, or thread, publishes while there is always room, `await publish_async()` beside `publish()`.
+`many` are 100 subscribers of one process in one loop, beside a thread for each, to whom 100,000 messages a
+second are offered in all: how many came, and how much of a processor that process used.
 """
 
 import asyncio
+import contextlib
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
+import vbus
+
 from .bench import LATE_S, START_LIMIT_S, Crew, Figure, Plan, node, on_processor, require
 
-BLOCKING = "receive()"
+BLOCKING = "blocking"
 SIZE = 64
 ROUNDS = 3
 PAUSE_S = 0.003
+MANY = 100
+MANY_PER_SECOND = 100_000
 
 
 def measure(quick: bool, domain: str) -> Iterator[Figure]:
@@ -30,8 +39,22 @@ def measure(quick: bool, domain: str) -> Iterator[Figure]:
                 times[awaited] += times_of(plan, awaited)
         for awaited in (True, False):
             cuts = statistics.quantiles(times[awaited], n=100, method="inclusive")
-            name = "vbus" if awaited else BLOCKING
-            yield Figure(test, SIZE, 1, name, round(cuts[49] / 1e3, 1), round(cuts[98] / 1e3, 1))
+            yield Figure(test, SIZE, 1, name_of(awaited), round(cuts[49] / 1e3, 1), round(cuts[98] / 1e3, 1))
+    rates = asyncio.run(publish_rates(plan))
+    for awaited in (True, False):
+        yield Figure(
+            "publish", SIZE, 1, name_of(awaited), per_second=round(statistics.median(rates[awaited]))
+        )
+    for awaited in (True, False):
+        rate, processors = many(plan, 0.5 if quick else 2.0, awaited)
+        yield Figure(
+            "many", SIZE, MANY, name_of(awaited), per_second=round(rate), processors=round(processors, 2)
+        )
+
+
+def name_of(awaited: bool) -> str:
+    """Whose figure it is."""
+    return "vbus" if awaited else BLOCKING
 
 
 def ping_pong(plan: Plan, awaited: bool) -> list[float]:
@@ -82,6 +105,54 @@ def one_way(plan: Plan, awaited: bool) -> list[float]:
                 ping.publish(bytes(SIZE))
             ping.publish(b"")
         return [float(text) for text in receive_texts(crew.sockets[0])]
+
+
+async def publish_rates(plan: Plan) -> dict[bool, list[float]]:
+    """Calls in a second, in rounds that take turns."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    body, calls = bytes(SIZE), 1000
+    with (
+        node(plan.domain) as me,
+        me.subscriber("one", bytes, on_full="drop_oldest"),
+        me.publisher("one", bytes) as one,
+    ):
+        for _ in range(max(10, plan.round_trips // 100)):
+            for awaited in (True, False):
+                begin = time.perf_counter()
+                if awaited:
+                    for _ in range(calls):
+                        await one.publish_async(body)
+                else:
+                    for _ in range(calls):
+                        one.publish(body)
+                rates[awaited].append(calls / (time.perf_counter() - begin))
+    return rates
+
+
+def many(plan: Plan, seconds: float, awaited: bool) -> tuple[float, float]:
+    """Messages received in a second, by all together, and processors used."""
+    with (
+        Crew(ASYNC_MANY if awaited else THREADS, plan, SIZE, 1) as crew,
+        node(plan.domain) as me,
+        contextlib.ExitStack() as stack,
+    ):
+        publishers = [stack.enter_context(me.publisher(f"many/{at}", bytes)) for at in range(MANY)]
+        for publisher in publishers:
+            require(publisher.wait_for_subscribers(1, START_LIMIT_S))
+        body, tick = bytes(SIZE), MANY / MANY_PER_SECOND
+        now = begin = time.perf_counter()
+        while now < begin + seconds:
+            for publisher in publishers:
+                publisher.publish(body)
+            next_tick, now = now + tick, time.perf_counter()
+            if now < next_tick:
+                time.sleep(next_tick - now)
+                # What a sleep was too long, the next ones are shorter.
+                now = next_tick
+        for publisher in publishers:
+            publisher.publish(b"")
+        rate, processors = receive_texts(crew.sockets[0])
+        return float(rate), float(processors)
 
 
 def receive_texts(peer: socket.socket) -> list[str]:
@@ -143,10 +214,55 @@ def sink(domain: str, awaited: bool, boss: Connection, peer: socket.socket) -> N
     peer.close()
 
 
+def crowd(domain: str, awaited: bool, boss: Connection, peer: socket.socket) -> None:
+    """Receive with many subscribers until each got the empty message; write rate and processors used."""
+    count, begin, used = 0, 0.0, 0.0
+
+    def more(sample: vbus.Sample[bytes]) -> bool:
+        """Whether more is to come."""
+        nonlocal count, begin, used
+        if not count:
+            begin, used = time.perf_counter(), time.process_time()
+        count += 1
+        return sample.nbytes > 0
+
+    with node(domain) as me:
+        subscribers = [me.subscriber(f"many/{at}", bytes) for at in range(MANY)]
+
+        async def task(subscriber: vbus.Subscriber[bytes]) -> None:
+            async for sample in subscriber:
+                if not more(sample):
+                    return
+
+        def thread(subscriber: vbus.Subscriber[bytes]) -> None:
+            for sample in subscriber:
+                if not more(sample):
+                    return
+
+        async def tasks() -> None:
+            await asyncio.gather(*(task(its) for its in subscribers))
+
+        boss.send(0.0)
+        if awaited:
+            asyncio.run(tasks())
+        else:
+            threads = [threading.Thread(target=thread, args=(its,)) for its in subscribers]
+            for its in threads:
+                its.start()
+            for its in threads:
+                its.join()
+        seconds, used = time.perf_counter() - begin, time.process_time() - used
+    peer.sendall(f"{count / seconds} {used / seconds}".encode())
+    peer.close()
+
+
 ECHO, ASYNC_ECHO, SINK, ASYNC_SINK = "echo", "async_echo", "sink", "async_sink"
+ASYNC_MANY, THREADS = "async_many", "threads"
 TASKS: dict[str, Callable[[str, int, Connection, socket.socket], None]] = {
     ECHO: lambda domain, _size, boss, _peer: echo(domain, False, boss),
     ASYNC_ECHO: lambda domain, _size, boss, _peer: echo(domain, True, boss),
     SINK: lambda domain, _size, boss, peer: sink(domain, False, boss, peer),
     ASYNC_SINK: lambda domain, _size, boss, peer: sink(domain, True, boss, peer),
+    ASYNC_MANY: lambda domain, _size, boss, peer: crowd(domain, True, boss, peer),
+    THREADS: lambda domain, _size, boss, peer: crowd(domain, False, boss, peer),
 }
