@@ -153,11 +153,29 @@ def doc_after(body: list[ast.stmt], at: int) -> str:
 
 
 def arguments_of(node: ast.FunctionDef | ast.AsyncFunctionDef, *, method: bool = False) -> str:
-    arguments = ast.unparse(node.args)
+    """As people write them: on one line, or one per line where that would be too long."""
+    args = node.args
+    plain = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
+    told = [told_argument(arg, default) for arg, default in zip(plain, defaults, strict=True)]
+    if args.kwonlyargs:
+        told.append("*")
+    told += [told_argument(arg, value) for arg, value in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    if args.kwarg:
+        told.append(f"**{told_argument(args.kwarg, None)}")
     if method:
-        arguments = arguments.partition(",")[2].strip() if "," in arguments else ""
+        del told[0]
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"({arguments}){returns}"
+    flat = f"({', '.join(told)}){returns}"
+    return flat if len(flat) <= LINE else "".join(["(", *(f"\n    {it}," for it in told), f"\n){returns}"])
+
+
+LINE = 90
+
+
+def told_argument(arg: ast.arg, default: ast.expr | None) -> str:
+    told = f"{arg.arg}: {ast.unparse(arg.annotation)}" if arg.annotation else arg.arg
+    return told if default is None else f"{told} = {ast.unparse(default)}"
 
 
 # ---- the page -----------------------------------------------------------------------------------
