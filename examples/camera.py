@@ -5,6 +5,7 @@ Needs PyAV: pip install av
 
 import sys
 import time
+from contextlib import suppress
 
 import av
 import numpy as np
@@ -33,4 +34,5 @@ def main(source: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(sys.argv[1])
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        main(sys.argv[1])

@@ -1,5 +1,6 @@
 """See what moves in the camera's picture, and publish it: python examples/detector.py"""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,4 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        main()

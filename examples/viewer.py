@@ -1,6 +1,7 @@
 """Show whatever the other examples publish: python examples/viewer.py"""
 
 import time
+from contextlib import suppress
 
 import vbus
 
@@ -16,4 +17,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        main()
