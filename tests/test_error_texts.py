@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import re
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import InitVar, dataclass
@@ -240,6 +241,19 @@ def in_a_fork(w: World) -> object:
     raise vbus.ForkError(said)
 
 
+def receive_what_was_published_before(w: World) -> None:
+    publisher = w.node.publisher("robot/pose")
+    publisher.publish(1)
+    w.node.subscriber("robot/pose").receive(0.001)
+
+
+def loan_without_numpy(w: World) -> None:
+    w.monkeypatch.setitem(sys.modules, "numpy", None)
+    w.monkeypatch.delitem(sys.modules, "vbus.codec.loans", raising=False)
+    with w.node.publisher("robot/pose").loan_array(1):
+        pass
+
+
 def watch_a_moment(w: World) -> object:
     with w.node.watch() as watch:
         return watch.receive(0)
@@ -257,6 +271,7 @@ stories(
     callback_of_a_coroutine=lambda w: w.node.subscriber("robot/pose", callback=receive_in_a_loop),
     receive_beside_a_callback=lambda w: w.node.subscriber("robot/pose", callback=print).receive(0),
     nothing_came=lambda w: w.node.subscriber("robot/pose").receive(0.001),
+    nothing_came_from_a_publisher=receive_what_was_published_before,
     nothing_came_of_many=lambda w: w.node.subscriber("robot/pose").receive_many(timeout=0.001),
     nothing_came_to_a_coroutine=lambda w: asyncio.run(w.node.subscriber("robot/pose").receive_async(0.001)),
     nothing_happened=watch_a_moment,
@@ -272,6 +287,7 @@ stories(
     pickled_loan=lambda w: w.node.publisher("robot/pose").loan(1).__reduce_ex__(4),
     pickled_array_loan=lambda w: w.node.publisher("robot/pose").loan_array(1).__reduce_ex__(4),
     pickled_sample=lambda w: a_sample(w).__reduce_ex__(4),
+    topic_of_wrong_type=lambda w: w.node.publisher(None),
     channel_changed=lambda w: setattr(vbus.Channel("a"), "topic", "b"),
     channel_deleted=lambda w: delattr(vbus.Channel("a"), "topic"),
     unknown_name=lambda w: vbus.Subscribr,
@@ -383,6 +399,7 @@ stories(
     array_loan_of_another_dtype=lambda w: (
         w.node.publisher("robot/pose", NDArray[np.float32]).loan_array(10, "f8").__enter__()
     ),
+    array_loan_without_numpy=loan_without_numpy,
     array_loan_of_no_shape=lambda w: w.node.publisher("robot/pose").loan_array("long").__enter__(),
     array_loan_below_zero=lambda w: w.node.publisher("robot/pose").loan_array((3, -1)).__enter__(),
 )

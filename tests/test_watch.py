@@ -159,6 +159,19 @@ def test_explain_tells_of_a_topic_who_has_to_do_with_it_and_who_is_missing(join)
         assert (unknown.peer, unknown.verdict) == ("nobody", "failed")
 
 
+def test_explain_takes_a_pattern_too(join):
+    with join("a") as a, join("b") as b, b.publisher("vision/dogs"):
+        until(a.topics, "it is known")
+        for pattern in ("vision/*", "**", "*/dogs"):
+            (publishes, missing) = [it for it in a.explain(pattern) if it.topic == pattern]
+            assert "it publishes" in publishes.reason
+            assert missing.reason.startswith("nobody subscribes to it")
+        (missing,) = [it for it in a.explain("audio/*") if it.topic]
+        assert missing.reason.startswith("nobody publishes it and nobody subscribes to it, among the 2 nodes")
+        with a.subscriber("vision/cats/**"), a.subscriber("*/dogs"):
+            assert [it.verdict for it in a.explain("vision/*")] == ["used"]
+
+
 @pytest.mark.contract("Types agree if some value fits both")
 def test_types_that_cannot_agree_are_a_finding_with_both_types(join):
     @dataclasses.dataclass

@@ -514,8 +514,9 @@ class Node:
     def explain(self, topic: str | None = None, peer: Peer | str | None = None) -> list[Finding]:
         """Which ways to whom were tried, with what result, why, and what to do about it.
 
-        Of everything, or of one `topic` (then also whether anybody publishes it, and subscribes to it), or of
-        one `peer` (a Peer, an id, a name, or the address of a stranger). `str()` of a Finding is a line.
+        Of everything; or of one `topic`, or those of a pattern (then also whether anybody publishes it, and
+        subscribes to it); or of one `peer` (a Peer, an id, a name, or the address of a stranger). `str()` of
+        a Finding is a line.
         """
         from .reports import findings
 
@@ -794,7 +795,14 @@ class ArrayLoan:
         self._loan: Loan | None = None
 
     def __enter__(self) -> Array:
-        from .codec.loans import loan_array
+        try:
+            from .codec.loans import loan_array
+        except ModuleNotFoundError as error:
+            if error.name != "numpy":
+                raise
+            raise ModuleNotFoundError(
+                "loan_array needs numpy, which is not installed; `pip install numpy`", name="numpy"
+            ) from error
 
         publisher = self._publisher
         takes = publisher._codec.takes  # pyright: ignore[reportPrivateUsage]
@@ -880,6 +888,8 @@ def _what(channel_or_topic: Channel[Any] | str, type: Any) -> tuple[Channel[Any]
     """Channel if there is one, topic, and type; a type that is given beats the channel's."""
     if isinstance(channel_or_topic, Channel):
         return channel_or_topic, channel_or_topic.topic, channel_or_topic.type if type is None else type
+    if not isinstance(channel_or_topic, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a topic is a str or a vbus.Channel, not {quote(channel_or_topic)}")
     return None, channel_or_topic, type
 
 

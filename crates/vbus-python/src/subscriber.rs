@@ -69,11 +69,18 @@ impl Subscriber {
 
     fn timeout_error(&self, py: Python<'_>, timeout: Option<f64>) -> PyErr {
         let topic = self.inner.pattern();
-        let message = format!(
-            "no sample on {topic:?} in {} s, from {} publishers; is anything published?",
-            timeout.unwrap_or_default(),
-            self.inner.publishers()
-        );
+        let waited = timeout.unwrap_or_default();
+        let message = match self.inner.publishers() {
+            0 => format!(
+                "no sample on {topic:?} in {waited} s: nobody here publishes it with a type that fits; \
+                 `vbus explain '{topic}'` tells what is there"
+            ),
+            publishers => format!(
+                "no sample on {topic:?} in {waited} s from {publishers} publisher{}; what was published before \
+                 the subscriber came is kept only with `history`",
+                if publishers == 1 { "" } else { "s" }
+            ),
+        };
         raise(py, Kind::Timeout, &message, &Details { topic: Some(topic), ..Details::default() })
     }
 

@@ -99,4 +99,6 @@ def _why_not(topic: str, value: object, error: Exception) -> EncodeError:
 
 
 def _told(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; install it where samples of this kind are read"
     return str(error) or type(error).__name__

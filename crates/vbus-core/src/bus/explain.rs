@@ -47,7 +47,7 @@ impl Finding {
     }
 }
 
-/// Everything that is known, of all topics or of one.
+/// Everything that is known, of all topics, or of those that match one topic or pattern.
 pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
     // A name that is in no directory any more belongs to nobody who could be let in.
     let mut state = core.state.lock();
@@ -64,8 +64,8 @@ pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
 fn connected(neighbour: &Neighbour, only: Option<&str>) -> Finding {
     let peer = neighbour.pair.peer.id;
     let Some(topic) = only else { return Finding::used(peer, None, "the two share memory".into()) };
-    let publishes = neighbour.publishers.values().any(|its| its.topic == topic);
-    let subscribes = neighbour.subscribers.values().find(|its| topic::matches(&its.topic, topic));
+    let publishes = neighbour.publishers.values().any(|its| topic::overlap(topic, &its.topic));
+    let subscribes = neighbour.subscribers.values().find(|its| topic::overlap(topic, &its.topic));
     let role = match (publishes, subscribes) {
         (true, None) => "it publishes".to_owned(),
         (false, Some(its)) => format!("it subscribes to {:?}", its.topic),
@@ -92,7 +92,9 @@ fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
     let owners = subscribers_by_id(core, state);
     let mut found = Vec::new();
     let mut tell = |publisher: &PeerInfo, topic: &str, blocked: Option<(Id, u64)>| {
-        let Some((subscriber, since)) = blocked.filter(|_| only.is_none_or(|only| only == topic)) else {
+        let Some((subscriber, since)) =
+            blocked.filter(|_| only.is_none_or(|only| topic::overlap(only, topic)))
+        else {
             return;
         };
         let waited = monotonic_ns().saturating_sub(since);
@@ -136,7 +138,8 @@ fn mismatches(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding
         .peers()
         .flat_map(|neighbour| neighbour.publishers.keys().map(|id| (*id, neighbour.pair.peer.id)))
         .collect();
-    let about = state.mismatches.iter().filter(|its| only.is_none_or(|only| only == its.topic));
+    let about =
+        state.mismatches.iter().filter(|its| only.is_none_or(|only| topic::overlap(only, &its.topic)));
     about
         .map(|its| {
             let subscriber = owners.get(&its.subscriber).map_or(core.info.id, |owner| owner.id);
@@ -152,22 +155,22 @@ fn mismatches(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding
         .collect()
 }
 
-/// A topic that has publishers or subscribers only, or neither.
+/// A topic or pattern that has publishers or subscribers only, or neither.
 fn one_sided(core: &NodeCore, state: &State, topic: &str) -> Option<Finding> {
-    let own_publisher = state.publishers.values().any(|its| &*its.topic == topic);
-    let own_subscriber = state.subscribers.values().any(|its| topic::matches(&its.pattern, topic));
-    let published =
-        own_publisher || state.peers().any(|its| its.publishers.values().any(|its| its.topic == topic));
-    let subscribed = own_subscriber
-        || state.peers().any(|its| its.subscribers.values().any(|its| topic::matches(&its.topic, topic)));
+    let published = state.publishers.values().any(|its| topic::overlap(topic, &its.topic))
+        || state.peers().any(|its| its.publishers.values().any(|its| topic::overlap(topic, &its.topic)));
+    let subscribed = state.subscribers.values().any(|its| topic::overlap(topic, &its.pattern))
+        || state.peers().any(|its| its.subscribers.values().any(|its| topic::overlap(topic, &its.topic)));
     let missing = match (published, subscribed) {
         (true, true) => return None,
         (true, false) => "nobody subscribes to it",
         (false, true) => "nobody publishes it",
         (false, false) => "nobody publishes it and nobody subscribes to it",
     };
-    let peers = state.peers().count();
-    let reason = format!("{missing}, among the {} nodes of domain {:?} here", peers + 1, core.domain);
+    let reason = match state.peers().count() {
+        0 => format!("{missing}, and this is the only node of domain {:?} here", core.domain),
+        peers => format!("{missing}, among the {} nodes of domain {:?} here", peers + 1, core.domain),
+    };
     let remedy = "compare the names (`vbus topics`), and `domain` and `secret` of both sides (`vbus nodes`)";
     let mut finding = Finding::used(core.info.id, Some(topic), reason).with_remedy(remedy);
     finding.verdict = "off";

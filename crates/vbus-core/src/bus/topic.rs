@@ -98,6 +98,31 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
     matches_segments(&pattern, &topic)
 }
 
+/// Whether some topic matches both patterns, each of which may be a topic.
+pub fn overlap(one: &str, other: &str) -> bool {
+    let is_apart = |one: &str, other: &str| one.starts_with('$') && other.starts_with('*');
+    if is_apart(one, other) || is_apart(other, one) {
+        return false;
+    }
+    let one: Vec<&str> = one.split('/').collect();
+    let other: Vec<&str> = other.split('/').collect();
+    // Of what is left from segment i of one and segment j of the other, backwards; the answer is at (0, 0).
+    let mut below = vec![false; other.len() + 1];
+    for i in (0..=one.len()).rev() {
+        let mut row = vec![false; other.len() + 1];
+        for j in (0..=other.len()).rev() {
+            row[j] = match (one.get(i), other.get(j)) {
+                (None, None) => true,
+                (Some(&"**"), _) | (_, Some(&"**")) => below[j] || (j < other.len() && row[j + 1]),
+                (Some(&a), Some(&b)) => (a == b || a == "*" || b == "*") && below[j + 1],
+                _ => false,
+            };
+        }
+        below = row;
+    }
+    below[0]
+}
+
 /// Walks both at once and, after a mismatch, lets the last `**` take one segment more.
 fn matches_segments(pattern: &[&str], topic: &[&str]) -> bool {
     let (mut p, mut t) = (0, 0);
@@ -127,6 +152,28 @@ fn matches_segments(pattern: &[&str], topic: &[&str]) -> bool {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_overlap_where_a_topic_matches_both() {
+        for (one, other, expected) in [
+            ("a/b", "a/b", true),
+            ("a/b", "a/c", false),
+            ("a/*", "a/b", true),
+            ("a/*", "*/b", true),
+            ("a/*", "b/*", false),
+            ("a/*", "a", false),
+            ("a/**", "a", true),
+            ("a/**/b", "a/*/c/**", true),
+            ("a/**/b", "a/*/c", false),
+            ("**", "**/x", true),
+            ("**", "$vbus/x", false),
+            ("*/x", "$vbus/x", false),
+            ("$vbus/*", "$vbus/x", true),
+        ] {
+            assert_eq!(overlap(one, other), expected, "{one} and {other}");
+            assert_eq!(overlap(other, one), expected, "{other} and {one}");
+        }
+    }
 
     #[test]
     fn wildcards_match_whole_segments() {
