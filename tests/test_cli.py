@@ -66,6 +66,30 @@ def test_wrong_usage_is_exit_status_2(arguments, capsys):
     assert capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--count", "--timeout", "--rate"])
+def test_a_wrong_number_is_said_with_what_would_be_right(option, capsys):
+    command = ["pub", "a", "1"] if option == "--rate" else ["echo", "a"]
+    for wrong in ("often", "-1"):
+        assert main([*command, option, wrong]) == 2
+        assert f"argument {option}: '{wrong}' is not possible; give " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["nodes", "topics"])
+def test_an_empty_table_says_where_to_look_and_its_output_stays_a_table(domain, meeting, command):
+    done = run(command, "--domain", domain, meeting=meeting)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert repr(domain) in done.stderr
+    assert "vbus explain" in done.stderr
+    assert run(command, "--domain", domain, "--json", meeting=meeting).stderr == ""
+
+
+@pytest.mark.parametrize("command", ["echo", "hz", "bw"])
+def test_who_waits_for_a_topic_that_nobody_publishes_is_told(domain, meeting, command):
+    done = run(command, "misspelt", "--timeout", "0", "--domain", domain, meeting=meeting)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nobody publishes 'misspelt' yet" in done.stderr
+
+
 @pytest.mark.parametrize("command", LATER_COMMANDS)
 def test_commands_that_are_not_there_yet_say_so(command, capsys):
     assert main([command]) == 2

@@ -12,10 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vbus._vbus import __version__
-from vbus.errors import Error
+from vbus.errors import Error, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    N = TypeVar("N", int, float)
 
 __all__ = ["main", "parsers"]
 
@@ -126,7 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     looks_on("bw", "measure how many bytes a topic carries", "stop after N samples, two at least")
 
     explain = command("explain", "say which ways to whom work, and what would help where none does")
-    explain.add_argument("topic", metavar="TOPIC", nargs="?", help="only what is about this topic")
+    explain.add_argument(
+        "topic",
+        metavar="TOPIC",
+        nargs="?",
+        help="and who has to do with this topic, or with those of this pattern",
+    )
 
     pub = command("pub", "publish on a topic")
     pub.add_argument("topic", metavar="TOPIC")
@@ -179,21 +187,21 @@ def _common_options() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError
-    return value
+    return _checked(text, float, lambda value: 0 <= value < float("inf"), "give seconds from 0")
 
 
 def _rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+    return _checked(text, float, lambda value: 0 < value < float("inf"), "give samples per second above 0")
 
 
 def _number(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    return _checked(text, int, lambda value: value >= 1, "give a whole number from 1")
+
+
+def _checked(text: str, make: Callable[[str], N], is_right: Callable[[N], bool], remedy: str) -> N:
+    try:
+        if is_right(value := make(text)):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{quote(text)} is not possible; {remedy}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import vbus
 
-from .joining import join
+from .joining import join, tell_if_nobody_publishes
 from .output import for_json, for_people, print_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> int:
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     # drop_oldest: whoever looks on must not stop a publisher.
     with join(options, "echo") as node, node.subscriber(options.topic, on_full="drop_oldest") as subscriber:
+        tell_if_nobody_publishes(subscriber)
         seen = 0
         while options.count is None or seen < options.count:
             try:

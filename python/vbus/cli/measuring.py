@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import vbus
 
-from .joining import join
+from .joining import join, tell_if_nobody_publishes
 
 if TYPE_CHECKING:
     import argparse
@@ -108,6 +108,7 @@ def measure(options: argparse.Namespace, command: str, show: Callable[[Window], 
         join(options, command) as node,
         node.subscriber(options.topic, on_full="drop_oldest", history=0) as subscriber,
     ):
+        tell_if_nobody_publishes(subscriber)
         due = time.monotonic() + REPORT_SECONDS
         while not is_enough():
             now = time.monotonic()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
+
+from vbus.errors import quote
 
 from .joining import join
 from .output import for_json, print_json, print_table
@@ -25,4 +28,9 @@ def run(options: argparse.Namespace) -> int:
             ("NAME", "HOST", "PID", "PATH", "VERSION", "ID"),
             [(peer.name, peer.host, str(peer.pid), peer.path or "", peer.version, peer.id) for peer in peers],
         )
+        if not peers:
+            print(
+                f"vbus: no node in domain {quote(node.domain)}; `vbus explain` tells who is elsewhere",
+                file=sys.stderr,
+            )
     return 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
+
+from vbus.errors import quote
 
 from .joining import join
 from .output import for_json, print_json, print_line, print_table
@@ -39,6 +42,12 @@ def run(options: argparse.Namespace) -> int:
             for topic in topics
         ],
     )
+    if not topics:
+        print(
+            f"vbus: nothing is published in domain {quote(node.domain)}; `vbus nodes` tells who is there, "
+            "`vbus explain` who is elsewhere",
+            file=sys.stderr,
+        )
     for topic in topics:
         for mismatch in topic.mismatches:
             print_line(_told(topic, mismatch))
