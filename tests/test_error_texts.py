@@ -247,6 +247,18 @@ def receive_what_was_published_before(w: World) -> None:
     w.node.subscriber("robot/pose").receive(0.001)
 
 
+def call_in_the_loop_that_answers(w: World) -> None:
+    async def answers(request: object) -> object:
+        return request
+
+    async def calls() -> None:
+        with w.node.serve("math/add", answers):
+            await asyncio.sleep(0)
+            w.node.call("math/add", 1)
+
+    asyncio.run(calls())
+
+
 def loan_without_numpy(w: World) -> None:
     w.monkeypatch.setitem(sys.modules, "numpy", None)
     w.monkeypatch.delitem(sys.modules, "vbus.codec.loans", raising=False)
@@ -627,6 +639,7 @@ def closed_and_called(w: World) -> object:
 
 stories(
     "Calls",
+    in_the_loop_that_answers=call_in_the_loop_that_answers,
     nobody_serves=lambda w: w.node.call("math/add", 1),
     another_type=lambda w: (
         w.node.serve("math/add", abs, request=int, reply=int),

@@ -392,7 +392,8 @@ class Node:
         It runs at most once and is never retried. NoServer: it did not run. Timeout: no reply in `timeout`
         seconds. TransportError: the server went away, and it may have run. RemoteError: the handler raised,
         or its reply is of the wrong type. EncodeError, TooLarge: the request cannot be sent. DecodeError: the
-        reply is not of the type `reply`.
+        reply is not of the type `reply`. RuntimeError: the handler runs in the event loop of this thread,
+        which waiting would stop.
         """
         exchange = self._calls()
         return exchange.call(exchange.contract_of(service, request, reply), value, timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vbus._vbus import Message
@@ -36,6 +36,12 @@ def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | No
     encoded = contract.request.encoder(value)
     pending = exchange.begin(contract, is_stream=False)
     try:
+        serving = exchange.servings.get(pending.remote.id)
+        if serving is not None and serving.is_stopped_by(get_ident()):
+            raise RuntimeError(
+                f"the handler of {quote(contract.name)} runs in the event loop of this very thread, which a "
+                "call would stop; use `await node.call_async(...)`"
+            )
         exchange.send(pending, (wire.CALL, pending.number, 0, encoded), deadline)
         del encoded
         if exchange.wait(pending, deadline):

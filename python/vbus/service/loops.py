@@ -55,9 +55,13 @@ class LoopServing(Serving):
         """What runs is cancelled."""
         self._in_loop(self._cancel_all)
 
+    def is_stopped_by(self, thread: int) -> bool:
+        """The loop's own thread cannot wait for itself."""
+        return self._thread == thread
+
     def runs_here(self, served: Served) -> bool:
-        """Whether this is the loop's own thread, which cannot wait for itself."""
-        return self._thread == get_ident()
+        """Whether this is the loop's own thread."""
+        return self.is_stopped_by(get_ident())
 
     def stop_taking(self) -> None:
         """As every server does; and the loop forgets the file."""

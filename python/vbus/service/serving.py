@@ -193,6 +193,10 @@ class Serving:
         """Have whoever runs these end, if it can be."""
         raise NotImplementedError
 
+    def is_stopped_by(self, thread: int) -> bool:
+        """Whether nothing would be answered while this thread waits."""
+        return False
+
     def runs_here(self, served: Served) -> bool:
         """Whether a call waits for the very thread that asks this."""
         raise NotImplementedError
