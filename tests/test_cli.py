@@ -74,7 +74,7 @@ def test_a_wrong_number_is_said_with_what_would_be_right(option, capsys):
         assert f"argument {option}: '{wrong}' is not possible; give " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["nodes", "topics"])
+@pytest.mark.parametrize("command", ["nodes", "topics", "services"])
 def test_an_empty_table_says_where_to_look_and_its_output_stays_a_table(domain, meeting, command):
     done = run(command, "--domain", domain, meeting=meeting)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
@@ -154,6 +154,16 @@ def test_topics_lists_what_is_published(node, domain, meeting):
     (topic,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert (topic["topic"], topic["type"]) == ("vision/count", "int")
     assert topic["publishers"][0]["peer"]["name"] == "tester"
+
+
+@pytest.mark.contract(JSON_NAMES)
+def test_services_lists_what_is_served(node, domain, meeting):
+    with node.serve("math/add", sum, request=list[int], reply=int):
+        (service,) = run_json("services", "--domain", domain, meeting=meeting)
+        assert set(service) == {field.name for field in dataclasses.fields(vbus.ServiceInfo)}
+        assert (service["name"], service["servers"][0]["id"]) == ("math/add", node.id)
+        table = run("services", "--domain", domain, meeting=meeting).stdout.splitlines()
+        assert table[1].split() == ["math/add", "tester", service["request"], service["reply"]]
 
 
 @pytest.mark.contract(COMMANDS)

@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=_seconds, default=1.0, metavar="S", help="seconds to look (default 1.0)"
     )
 
+    command("services", "list the services of the domain")
+
     echo = looks_on("echo", "show the samples of a topic or pattern", "stop after N samples")
     echo.add_argument("--full", action="store_true", help="show all of long values and arrays")
 

@@ -157,7 +157,7 @@ class Exchange:
         if misfit is None:
             error = NoServer(
                 f"nobody serves {quote(name)} in the domain {quote(self.core.domain)}, so the call did not "
-                "run; start its server, or look at `node.services()`"
+                "run; start its server, or see what is served by `vbus services`"
             )
         else:
             (part, field, offered, asked), remote = misfit
