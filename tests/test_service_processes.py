@@ -383,6 +383,43 @@ def test_ctrl_c_ends_a_call_at_once_and_the_node_is_as_before(start):
     program.finish()
 
 
+@pytest.mark.parametrize("others", [0, 2])
+def test_the_handler_of_a_signal_may_call_in_the_midst_of_a_call(start, others):
+    program = start(f"""
+        node = vbus.Node("both")
+        begun = threading.Semaphore(0)
+        go_on = threading.Event()
+        node.serve("wait", lambda value: (begun.release(), go_on.wait())[1], concurrency=9)
+        node.serve("echo", lambda value: value)
+        def handle(number, frame):
+            say(node.call("echo", "handled"))
+            if hear() == "enough":
+                go_on.set()
+        signal.signal(signal.SIGUSR1, handle)
+        def tell():
+            for _ in range({others} + 1):
+                begun.acquire()
+            say("begun")
+        threading.Thread(target=tell).start()
+        threads = [threading.Thread(target=node.call, args=("wait", 1)) for _ in range({others})]
+        for thread in threads:
+            thread.start()
+        say(node.call("wait", 1))
+        for thread in threads:
+            thread.join()
+        say(node.call("echo", "well"))
+        node.close()
+    """)
+    program.expect("begun")
+    for word in ("again", "again", "enough"):
+        program.signal(signal.SIGUSR1)
+        program.expect("handled")
+        program.tell(word)
+    program.expect("True")
+    program.expect("well")
+    program.finish()
+
+
 def test_ctrl_c_in_a_call_that_follows_another_threads_ends_that_alone(start):
     program = start("""
         node = vbus.Node("both")

@@ -411,12 +411,19 @@ class Exchange:
             with self.lock:
                 if pending.is_over or pending.items:
                     return True
-                if self._leader is None:
+                leader = self._leader
+                if leader is None:
                     waiter = self._leader = self._first
+                    waiter.thread = get_ident()
                     self._leader_sleeps = True
                 else:
                     waiter = ThreadWaiter()
-                    self._followers[waiter] = None
+                    if leader.thread == waiter.thread:
+                        # The handler of a signal calls, on top of a wait of the same thread.
+                        self._leader, self._leader_sleeps = waiter, True
+                        self._followers[leader] = None
+                    else:
+                        self._followers[waiter] = None
                 pending.waiter = waiter
             while True:
                 if self._leader is waiter:
@@ -424,7 +431,6 @@ class Exchange:
                 else:
                     acquire(waiter.bell, deadline)
                 with self.lock:
-                    waiter.is_rung = False
                     if self._leader is waiter:
                         self._wake_up()
                         self._take_some(pending)
@@ -836,19 +842,18 @@ NUMBERS = (1 << 64) - 1
 
 
 class ThreadWaiter:
-    """A thread that waits for replies without leading."""
+    """A thread that waits for replies; its bell is for when it does not lead."""
 
-    __slots__ = ("bell", "is_rung")
+    __slots__ = ("bell", "thread")
 
     def __init__(self) -> None:
+        self.thread = get_ident()
         self.bell = allocate_lock()
         self.bell.acquire()
-        self.is_rung = False
 
     def ring(self) -> None:
         """With the lock of the exchange held, as all here."""
-        if not self.is_rung:
-            self.is_rung = True
+        if self.bell.locked():
             self.bell.release()
 
 

@@ -12,7 +12,7 @@ from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vbus.errors import Closed, quote
+from vbus.errors import Closed, Error, quote
 
 from . import wire
 from .exchange import subscriber
@@ -129,6 +129,9 @@ class Served:
             self.serving.errors += 1
         try:
             self._post(wire.failure(self.number, error, _told(error)))
+        except Error as worse:
+            # Of what it raised there is more than may be sent.
+            self._post(wire.failure(self.number, worse))
         finally:
             self.serving.finished(self)
 
