@@ -229,6 +229,7 @@ def test_a_server_whose_loop_ends_is_closed_and_says_so_to_who_waits(pair):
     thread = asyncio.run(main())
     thread.join(WATCHDOG)
     assert len(failed) == 1
+    until(lambda: caller.services() == [], "the caller knows")
     with pytest.raises(vbus.NoServer):
         caller.call("for ever", None)
 
@@ -284,6 +285,7 @@ def test_a_node_keeps_its_servers_until_closed(pair):
     gc.collect()
     assert caller.call(ADD, Add(1, 2)) == 3
     server.close()
+    until(lambda: caller.services() == [], "the caller knows")
     with pytest.raises(vbus.NoServer):
         caller.call(ADD, Add(1, 2))
 
@@ -302,6 +304,7 @@ def test_leaving_with_closes_a_server_and_closing_twice_is_fine(pair):
             assert await caller.call_async(ADD, Add(1, 2)) == 3
 
     asyncio.run(main())
+    until(lambda: caller.services() == [], "the caller knows")
     with pytest.raises(vbus.NoServer):
         caller.call(ADD, Add(1, 2))
 
@@ -357,9 +360,13 @@ def test_services_tells_of_every_service_its_types_and_who_serves_it(pair, join)
     assert sorted(peer.name for peer in expected[1].servers) == ["server", "third"]
     assert {peer.id for peer in server.services()[1].servers} == {server.id, third.id}
     third.close()
-    assert [(info.name, [peer.name for peer in info.servers]) for info in caller.services()] == [
-        ("math/add", ["server"])
-    ]
+    until(
+        lambda: (
+            [(info.name, [peer.name for peer in info.servers]) for info in caller.services()]
+            == [("math/add", ["server"])]
+        ),
+        "the caller knows that the third is gone",
+    )
 
 
 def test_calls_are_shared_out_among_servers(pair, join):
@@ -962,6 +969,7 @@ def test_a_handler_may_close_its_own_server(pair):
     servings.append(server.serve("suicide", handler))
     with pytest.raises(vbus.TransportError):
         caller.call("suicide", None)
+    until(lambda: caller.services() == [], "the caller knows")
     with pytest.raises(vbus.NoServer):
         caller.call("suicide", None)
 
