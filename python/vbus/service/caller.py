@@ -42,8 +42,10 @@ def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | No
                 f"the handler of {quote(contract.name)} runs in the event loop of this very thread, which a "
                 "call would stop; use `await node.call_async(...)`"
             )
-        exchange.send(pending, (wire.CALL, pending.number, 0, encoded), deadline)
-        del encoded
+        outgoing = wire.CALL, pending.number, 0, encoded
+        if not exchange.try_send(pending, outgoing):
+            exchange.send(pending, outgoing, deadline)
+        del encoded, outgoing
         if exchange.wait(pending, deadline):
             return result(contract, pending)
     except BaseException:

@@ -188,21 +188,29 @@ class Exchange:
 
     def _hear(self) -> None:
         """Who came, who went. With the lock held; Closed if the node is."""
-        heard = False
-        while (event := self._next_event()) is not None:
-            heard = True
-            match event:
-                case ("subscriber_added", id, topic, peer, shape):
-                    self._learn(id, topic, peer, shape)
-                case ("subscriber_removed", id, _, _):
-                    self._forget(id)
-                case ("peer_left", peer, _, _):
-                    self._forget_node(peer[0])
-                case _:
-                    pass
-        if heard and self._watch.missed != self._missed:
+        try:
+            event = self._watch.receive_tuple_nowait()
+            if event is None:
+                return
+            while event is not None:
+                self._learn_of(event)
+                event = self._watch.receive_tuple_nowait()
+        except Closed:
+            raise self.closed_error() from None
+        if self._watch.missed != self._missed:
             self._missed = self._watch.missed
             self._compare_all()
+
+    def _learn_of(self, event: tuple[Any, ...]) -> None:
+        match event:
+            case ("subscriber_added", id, topic, peer, shape):
+                self._learn(id, topic, peer, shape)
+            case ("subscriber_removed", id, _, _):
+                self._forget(id)
+            case ("peer_left", peer, _, _):
+                self._forget_node(peer[0])
+            case _:
+                pass
 
     def _compare_all(self) -> None:
         """More happened than could wait for us: look at what is there instead."""
@@ -214,12 +222,6 @@ class Exchange:
         callers = {node for node, _ in self.running}
         for node in {*self._controls, *self._mailboxes, *callers} - nodes:
             self._forget_node(node)
-
-    def _next_event(self) -> tuple[Any, ...] | None:
-        try:
-            return self._watch.receive_tuple_nowait()
-        except Closed:
-            raise self.closed_error() from None
 
     def _forget(self, id: str) -> None:
         if id not in self._remotes:
@@ -432,7 +434,9 @@ class Exchange:
                     acquire(waiter.bell, deadline)
                 with self.lock:
                     if self._leader is waiter:
-                        self._wake_up()
+                        self._leader_sleeps = False
+                        if self._is_nudged:
+                            self._wake_up()
                         self._take_some(pending)
                     if pending.is_over or pending.items:
                         return True
