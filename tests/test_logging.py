@@ -65,3 +65,30 @@ def test_a_warning_names_its_remedy(join, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert ";" in record.getMessage()
+
+
+@pytest.mark.contract('Logger `"vbus"`; each cause warns once; no handler is installed')
+@pytest.mark.parametrize("before", ["", "import threading\n", "import logging\n"], ids=["bare", "threads", "log"])
+def test_a_program_that_was_warned_and_closes_nothing_ends(meeting, domain, before):
+    source = (
+        f"{before}import vbus\n"
+        f"node = vbus.Node(domain={domain!r}, shm={meeting!r})\n"
+        "publisher, subscriber = node.publisher('t', depth=1), node.subscriber('t', depth=2)\n"
+        # The warning is out when the other end of the pipe says so.
+        "input()\n"
+        "import threading\n"
+        "print(threading.current_thread() is threading.main_thread())\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "differ in depth" in program.stderr.readline()
+        out, err = program.communicate("\n", timeout=WATCHDOG)
+    finally:
+        program.kill()
+    assert (out, err, program.returncode) == ("True\n", "", 0)

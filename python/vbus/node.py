@@ -10,6 +10,7 @@ What must be fast (`publish`, `receive`, iteration) is the extension's and is no
 from __future__ import annotations
 
 import os
+import sys
 from _thread import allocate_lock, get_ident, start_new_thread
 from _weakref import ref
 
@@ -854,18 +855,37 @@ def _log_notices(core: CoreNode, done: Any) -> None:
         while notices := core.wait_notices():
             waiting += notices
             try:
-                import logging
-                import threading
+                tell = _teller()
             except OSError:
                 continue  # no descriptor is free to read a module with; the next notice brings another try
             notices, waiting = waiting, []
-            threading.current_thread().name = "vbus-log"
-            logger = logging.getLogger("vbus")
-            levels = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
             for level, message in notices:
-                logger.log(levels.get(level, logging.INFO), "%s", message)
+                tell(level, message)
     finally:
         done.release()
+
+
+def _teller() -> Callable[[str, str], None]:
+    """How to tell a notice now."""
+    if "threading" not in sys.modules:
+        # `logging` would import it, and before Python 3.13 the thread that does so first counts as the main one:
+        # the program would wait for its end for ever. Without it nobody has set `logging` up.
+        return _tell_as_logging_unset
+    import logging
+    import threading
+
+    threading.current_thread().name = "vbus-log"
+    logger = logging.getLogger("vbus")
+    levels = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+    return lambda level, message: logger.log(levels.get(level, logging.INFO), "%s", message)
+
+
+def _tell_as_logging_unset(level: str, message: str) -> None:
+    if level == "warning" and sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        try:
+            sys.stderr.write(f"{message}\n")
+        except (OSError, ValueError):
+            pass  # nobody reads it
 
 
 def _warn_no_network(settings: tuple[str, ...]) -> None:
