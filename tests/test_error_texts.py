@@ -286,6 +286,9 @@ stories(
     nothing_came_from_a_publisher=receive_what_was_published_before,
     nothing_came_of_many=lambda w: w.node.subscriber("robot/pose").receive_many(timeout=0.001),
     nothing_came_to_a_coroutine=lambda w: asyncio.run(w.node.subscriber("robot/pose").receive_async(0.001)),
+    nothing_came_of_many_to_a_coroutine=lambda w: asyncio.run(
+        w.node.subscriber("robot/pose").receive_many_async(timeout=0.001)
+    ),
     nothing_happened=watch_a_moment,
     negative_timeout=lambda w: w.node.subscriber("robot/pose").receive(-1),
     negative_timeout_of_a_coroutine=lambda w: asyncio.run(w.node.subscriber("robot/pose").receive_async(-1)),

@@ -68,7 +68,9 @@ def test_a_warning_names_its_remedy(join, caplog):
 
 
 @pytest.mark.contract('Logger `"vbus"`; each cause warns once; no handler is installed')
-@pytest.mark.parametrize("before", ["", "import threading\n", "import logging\n"], ids=["bare", "threads", "log"])
+@pytest.mark.parametrize(
+    "before", ["", "import threading\n", "import logging\n"], ids=["bare", "threads", "log"]
+)
 def test_a_program_that_was_warned_and_closes_nothing_ends(meeting, domain, before):
     source = (
         f"{before}import vbus\n"

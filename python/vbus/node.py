@@ -881,8 +881,8 @@ def _teller() -> Callable[[str, str], None]:
 
 
 def _tell_as_logging_unset(level: str, message: str) -> None:
-    if level == "warning" and sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        try:
+    if level == "warning" and sys.stderr is not None:
+        try:  # noqa: SIM105 (`contextlib` is not imported for this)
             sys.stderr.write(f"{message}\n")
         except (OSError, ValueError):
             pass  # nobody reads it

@@ -27,11 +27,22 @@ __all__ = ["Queues"]
 class Queues:
     """Who waits to publish at one publisher, in whatever loops."""
 
-    __slots__ = ("_queues",)
+    __slots__ = ("_queues", "_tries")
 
     def __init__(self) -> None:
+        self._tries = 0
         # A loop that goes takes its queue along.
         self._queues: WeakValueDictionary[asyncio.AbstractEventLoop, Queue] = WeakValueDictionary()
+
+    def are_free(self) -> bool:
+        """Whether a task may try at once: nobody waits before it, and not too many did so.
+
+        Where there is always room, a publisher would never give its loop back.
+        """
+        self._tries += 1
+        return self._tries % TRIES_IN_A_ROW != 0 and not any(
+            queue.is_busy() for queue in self._queues.values()
+        )
 
     async def publish(
         self, publisher: Publisher[Any], draft: Draft, attempt: Callable[[], int | None] | None = None
@@ -58,6 +69,10 @@ class Queue:
         self._room = room
         # The line keeps this, and the loop keeps the line while it watches.
         self._line = Line(loop, self)
+
+    def is_busy(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
 
     def fileno(self) -> int:
         """Readable when there may be room."""
@@ -141,6 +156,8 @@ class _Waiting:
     def is_late(self) -> bool:
         return is_over(self.deadline)
 
+
+TRIES_IN_A_ROW = 64
 
 LONG_WAIT_S = 1.0
 """After so long a publish tells who keeps it waiting; the core says the same."""
