@@ -1,7 +1,9 @@
 """`publish_async` and `Loan.publish_async`: waiting for room in the loop, all or nothing, in order."""
 
 import asyncio
+import gc
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -421,6 +423,34 @@ def test_the_time_behind_others_counts_as_blocked(node):
             assert publisher.stats().blocked_seconds > 0.03
 
     run(story())
+
+
+def test_a_publisher_that_goes_leaves_no_file_to_the_garbage_collector(node):
+    """A program that switched it off had two files more for each publisher that a task had waited for."""
+
+    async def wait_for_room():
+        publisher, subscriber = node.publisher("t", bytes, **FULL), node.subscriber("t", bytes)
+        await publisher.publish_async(b"0")
+        waiting = asyncio.create_task(publisher.publish_async(b"1"))
+        await turns()
+        subscriber.receive(0)
+        assert await waiting == 1
+
+    async def story():
+        await wait_for_room()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            await wait_for_room()
+        # A closed publisher's file is readable, and the loop lets it go.
+        while len(os.listdir("/proc/self/fd")) > before + 10:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(story())
+    finally:
+        gc.enable()
 
 
 def test_a_loan_is_published_at_once_where_there_is_room(node):

@@ -58,25 +58,19 @@ class Queues:
         return await queue.publish(draft, attempt or draft.attempt)
 
 
-class Queue:
-    """Who waits in one loop. Only its thread touches it."""
+class Queue(Line):
+    """Who waits in one loop: the first for room, the others for their turn. Only its thread touches it."""
 
-    __slots__ = ("__weakref__", "_line", "_loop", "_room", "_waiting")
+    __slots__ = ("_room", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, room: Room) -> None:
+        super().__init__(loop, room)
         self._waiting: deque[_Waiting] = deque()
-        self._loop = loop
         self._room = room
-        # The line keeps this, and the loop keeps the line while it watches.
-        self._line = Line(loop, self)
 
     def is_busy(self) -> bool:
         """Whether somebody waits."""
         return bool(self._waiting)
-
-    def fileno(self) -> int:
-        """Readable when there may be room."""
-        return self._room.fileno()
 
     async def publish(self, draft: Draft, attempt: Callable[[], int | None]) -> int:
         """As `Queues.publish`."""
@@ -132,7 +126,7 @@ class Queue:
             now = time.monotonic()
             ends = [me.deadline, me.since + LONG_WAIT_S if waited < LONG_WAIT_S else None]
             ends.append(None if look_in is None else now + look_in)
-            await self._line.wait(min((end for end in ends if end is not None), default=None))
+            await self.wait(min((end for end in ends if end is not None), default=None))
         finally:
             self._room.rest()
         return None
