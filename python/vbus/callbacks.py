@@ -166,7 +166,11 @@ class Callbacks:
         """Serve it, until it closes."""
         token, ear = next(self._tokens), subscriber.ear()
         self._served[token] = subscriber, ear
-        self._ears.add(ear, token)
+        try:
+            self._ears.add(ear, token)
+        except BaseException:
+            del self._served[token]
+            raise
 
     def stop(self) -> None:
         """The node is closed."""
