@@ -116,7 +116,7 @@ def test_class_names_do_not_matter():
 
 def test_a_type_that_would_be_endless_as_text_is_told_less_precisely():
     previous: type = Pose
-    for level in range(20):
+    for level in range(40):
         previous = dataclass(type(f"Level{level}", (), {"__annotations__": {"a": previous, "b": previous}}))
     assert len(shape_of(previous)) < 64 * 1024
     assert _vbus.shapes_agree(shape_of(previous), shape_of(previous)) is None

@@ -459,6 +459,7 @@ class Record(Kind):
         self.classes = () if self.is_dict else (cls,)
         self._look: Look | None = None
         self._deep: list[Field] = []
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def settle(self) -> None:
         """All fields are there: decide which of them are told by the classes of their values."""
@@ -549,6 +550,13 @@ class Record(Kind):
                 return f"^{outward}"
         if len(around) >= MAX_NESTING:
             return "any"
+        # What is used in many places is worked out once for each way that leads to it.
+        way = tuple(map(id, around))
+        if (known := self._texts.get(way)) is None:
+            known = self._texts[way] = self._text(around)
+        return known
+
+    def _text(self, around: tuple[Kind, ...]) -> str:
         inside = (*around, self)
         fields = ",".join(
             f"{escape(field.name)}{'?' if field.may_be_missing else ''}:{field.kind.text(inside)}"
