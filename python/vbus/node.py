@@ -868,8 +868,8 @@ def _log_notices(core: CoreNode, done: Any) -> None:
 def _teller() -> Callable[[str, str], None]:
     """How to tell a notice now."""
     if "threading" not in sys.modules:
-        # `logging` would import it, and before Python 3.13 the thread that does so first counts as the main one:
-        # the program would wait for its end for ever. Without it nobody has set `logging` up.
+        # `logging` would import it, and before Python 3.13 the thread that does so first counts as the main
+        # one: the program would wait for its end for ever. Without it nobody has set `logging` up.
         return _tell_as_logging_unset
     import logging
     import threading
