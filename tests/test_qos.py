@@ -282,6 +282,7 @@ def test_block_timeout_zero_fails_at_once_and_none_waits_for_ever(node):
         with pytest.raises(vbus.Timeout, match=f"subscriber {subscriber.id}") as caught:
             publisher.publish(1)
         assert caught.value.subscriber == subscriber.id
+        assert publisher.stats().blocked_seconds == 0
     with node.publisher("u", depth=1) as patient, node.subscriber("u") as subscriber:
         patient.publish(0)
         publishing = threading.Thread(target=patient.publish, args=(1,))

@@ -1,7 +1,7 @@
 //! `Publisher`.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMapping, PyMemoryView, PyString};
@@ -99,6 +99,8 @@ impl Door {
             Err(blocked) => blocked,
         };
         let since = Instant::now();
+        // Stays zero for who fails at once.
+        let mut waiting = Duration::ZERO;
         let deadline = match patience {
             Patience::Offered => inner.offer().block_timeout.and_then(|time| since.checked_add(time)),
             Patience::Until(deadline) => deadline,
@@ -111,7 +113,9 @@ impl Door {
                 let waited = since.elapsed().as_secs_f64();
                 break Err(self.error(py, &PublishError::Timeout { blocked, waited }));
             }
-            if let Err(error) = self.wait(py, &blocked, since, deadline) {
+            let waited = self.wait(py, &blocked, since, deadline);
+            waiting = since.elapsed();
+            if let Err(error) = waited {
                 break Err(error);
             }
             match attempt(inner).map_err(|error| self.error(py, &error)) {
@@ -120,7 +124,7 @@ impl Door {
                 Err(error) => break Err(error),
             }
         };
-        inner.count_blocked(since.elapsed());
+        inner.count_blocked(waiting);
         result
     }
 
