@@ -29,9 +29,6 @@ import gc, os, signal, sys, threading, time
 import vbus
 from patterns import is_whole, pattern
 
-# A shell that runs the tests in the background has them ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 

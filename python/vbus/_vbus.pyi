@@ -426,8 +426,8 @@ class Sample(Generic[T]):
     def via(self) -> str:
         """The path it came by: "shm"."""
     def release(self) -> None:
-        """Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what else
-        the sample says of itself stays."""
+        """Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what
+        else the sample says of itself stays."""
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -324,8 +324,8 @@ impl Sample {
         self.source.via
     }
 
-    /// Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what else the
-    /// sample says of itself stays.
+    /// Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what
+    /// else the sample says of itself stays.
     fn release(&self) {
         let mut held = self.lock();
         if held.released.is_none() {
