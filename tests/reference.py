@@ -19,7 +19,7 @@ FIRST = ("Node", "Channel", "Publisher", "Loan", "Subscriber", "Sample", "Watch"
 """In the order in which people meet them; others follow by name."""
 INTERNAL = {
     *("draft_message", "forget_nudge", "look", "nudge", "publish_message", "raw_loan", "receive_message"),
-    *("attempt", "draft", "ear", "news", "glance", "receive_many_nowait", "room", "timed_out"),
+    *("attempt", "draft", "ear", "news", "glance", "is_free", "receive_many_nowait", "room", "timed_out"),
     *("stats_dict", "take_message", "wait"),
     *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
 }

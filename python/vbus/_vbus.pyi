@@ -171,6 +171,9 @@ class Publisher(Generic[T]):
         """The same, not tried yet."""
     def attempt(self, value: T, headers: Mapping[str, str] | None) -> int | Draft:
         """Publish at once: the sequence, or what is to be tried in turn. Raises what `publish` does."""
+    def is_free(self) -> bool:
+        """Whether a task may try at once: nobody waits before it, and not too many did so, for where there is
+        always room, its loop would never get its turn."""
     def room(self) -> Room:
         """For one event loop."""
     def loan(self, nbytes: int, *, headers: Mapping[str, str] | None = None) -> Loan:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from .errors import Closed
-from .resume import Ear, Line, deadline_in, is_over
+from .resume import Ear, Line
+from .waits import deadline_in, is_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -130,14 +130,9 @@ class Channel(Generic[T]):
         return self.topic, self.type, self._qos
 
 
-def is_own(topic: str) -> bool:
-    """Whether a topic is one of the bus's own."""
-    return topic == "$vbus" or topic.startswith("$vbus/")
-
-
 def check_not_own(topic: str) -> None:
     """TopicError for a topic that is the bus's own."""
-    if is_own(topic):
+    if topic == "$vbus" or topic.startswith("$vbus/"):
         error = TopicError(f"{topic!r} is the bus's own; choose a name that does not begin with $vbus/")
         error.topic = topic
         raise error

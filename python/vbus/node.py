@@ -19,6 +19,7 @@ from ._vbus import Node as CoreNode
 from ._vbus import Publisher as CorePublisher
 from ._vbus import Subscriber as CoreSubscriber
 from .channel import Channel, check_not_own, publisher_qos, subscriber_qos
+from .closing import Closing
 from .config import resolve
 from .errors import Closed, ConfigError, quote
 
@@ -56,17 +57,15 @@ if TYPE_CHECKING:
         | Callable[[Q], AsyncIterator[R]]
     )
 else:
-    # typing costs more to import than vbus itself.
-    T = object
+    from .channel import overload
 
-    def overload(function):
-        return function
+    T = object
 
 
 __all__ = ["ArrayLoan", "Node", "Publisher", "Subscriber"]
 
 
-class Node:
+class Node(Closing):
     """One participant of a domain, normally one per process.
 
     Arguments beat environment variables (`VBUS_NAME`, …) beat defaults:
@@ -554,17 +553,6 @@ class Node:
 
         await asyncio.shield(asyncio.to_thread(self.close, linger))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -572,9 +560,6 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<vbus.Node {self.name!r} in {self.domain!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Node cannot be pickled; open a node in the worker")
 
     def __del__(self) -> None:
         # Its publishers and subscribers hold it, so they are gone; there is nothing left to flush.
@@ -606,7 +591,7 @@ class Node:
         children[key] = ref(child, lambda _: children.pop(key, None))
 
 
-class Publisher(CorePublisher[T]):
+class Publisher(CorePublisher[T], Closing):
     """Publishes values on one topic; made by `node.publisher`. All methods may be called from any thread.
 
     Close it, or use it in `with`; it also closes when nothing refers to it.
@@ -662,27 +647,8 @@ class Publisher(CorePublisher[T]):
 
         return publisher_stats(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<vbus.Publisher of {self.topic!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Publisher cannot be pickled; open a node in the worker")
 
     async def _publish_draft(self, draft: Draft) -> int:
         """What `Loan.publish_async` calls."""
@@ -707,7 +673,7 @@ class Publisher(CorePublisher[T]):
             raise error
 
 
-class Subscriber(CoreSubscriber[T]):
+class Subscriber(CoreSubscriber[T], Closing):
     """Receives the samples of one topic or pattern; made by `node.subscriber`. All methods are thread-safe.
 
     Iterate, or call `receive`; of several receivers each sample goes to one. Close it, or use it in `with`;
@@ -747,27 +713,8 @@ class Subscriber(CoreSubscriber[T]):
 
         return subscriber_stats(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<vbus.Subscriber to {self.topic!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Subscriber cannot be pickled; open a node in the worker")
 
     def _make_receivers(self) -> Receivers:
         from .aio import Receivers

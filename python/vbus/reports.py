@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .channel import is_own
 from .records import (
     Endpoint,
     Finding,
@@ -41,7 +40,6 @@ def topic_infos(core: CoreNode) -> list[TopicInfo]:
             mismatches=tuple(Mismatch(*mismatch) for mismatch in topic["mismatches"]),
         )
         for topic in core.topic_dicts()
-        if not is_own(topic["topic"])
     ]
     return sorted(infos, key=lambda info: info.topic)
 

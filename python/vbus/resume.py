@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextvars import Context
 
-__all__ = ["Ear", "Line", "Turn", "crowd_in", "deadline_in", "is_over"]
+__all__ = ["Ear", "Line", "Turn", "crowd_in"]
 
 
 class Ear(Protocol):
@@ -207,17 +207,3 @@ def crowd_in(loop: asyncio.AbstractEventLoop) -> Crowd:
 
 
 _crowds: WeakKeyDictionary[asyncio.AbstractEventLoop, Crowd] = WeakKeyDictionary()
-
-
-def deadline_in(timeout: float | None) -> float | None:
-    """The end of the wait on the monotonic clock. ValueError for a negative timeout."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ValueError(f"timeout is {timeout}; give seconds from 0 (try once), or None to wait for ever")
-    return time.monotonic() + timeout
-
-
-def is_over(deadline: float | None) -> bool:
-    """Whether it has come."""
-    return deadline is not None and time.monotonic() >= deadline

@@ -14,7 +14,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from .resume import Line, Turn, is_over
+from .resume import Line, Turn
+from .waits import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,22 +28,11 @@ __all__ = ["Queues"]
 class Queues:
     """Who waits to publish at one publisher, in whatever loops."""
 
-    __slots__ = ("_queues", "_tries")
+    __slots__ = ("_queues",)
 
     def __init__(self) -> None:
-        self._tries = 0
         # A loop that goes takes its queue along.
         self._queues: WeakValueDictionary[asyncio.AbstractEventLoop, Queue] = WeakValueDictionary()
-
-    def are_free(self) -> bool:
-        """Whether a task may try at once: nobody waits before it, and not too many did so.
-
-        Where there is always room, a publisher would never give its loop back.
-        """
-        self._tries += 1
-        return self._tries % TRIES_IN_A_ROW != 0 and not any(
-            queue.is_busy() for queue in self._queues.values()
-        )
 
     async def publish(
         self, publisher: Publisher[Any], draft: Draft, attempt: Callable[[], int | None] | None = None
@@ -67,10 +57,6 @@ class Queue(Line):
         super().__init__(loop, room)
         self._waiting: deque[_Waiting] = deque()
         self._room = room
-
-    def is_busy(self) -> bool:
-        """Whether somebody waits."""
-        return bool(self._waiting)
 
     async def publish(self, draft: Draft, attempt: Callable[[], int | None]) -> int:
         """As `Queues.publish`."""
@@ -150,8 +136,6 @@ class _Waiting:
     def is_late(self) -> bool:
         return is_over(self.deadline)
 
-
-TRIES_IN_A_ROW = 64
 
 LONG_WAIT_S = 1.0
 """After so long a publish tells who keeps it waiting; the core says the same."""

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .closing import Closing
 from .errors import Closed
 from .records import (
     Peer,
@@ -19,8 +21,7 @@ from .records import (
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from types import TracebackType
-    from typing import Any, NoReturn, Self
+    from typing import Any, Self
 
     from ._vbus import Ear
     from ._vbus import Watch as CoreWatch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Watch"]
 
 
-class Watch:
+class Watch(Closing):
     """Receives what happens in the domain; made by `node.watch`. All methods are thread-safe.
 
     It begins with an event for everything already there: peers, those that were refused, topics. A peer joins
@@ -71,19 +72,14 @@ class Watch:
         """Waits for one event, `timeout` seconds at most, then returns what waits, up to `max`.
 
         Timeout and Closed as for `receive`; ValueError for a `max` below 1."""
-        if events := self.receive_many_nowait(max):
-            return events
-        first = self.receive(timeout)
-        return [first] if max == 1 else [first, *self._rest(None if max is None else max - 1)]
+        return self.receive_many_nowait(max) or self._and_more(self.receive(timeout), max)
 
     def receive_many_nowait(self, max: int | None = None) -> list[Event]:
         """What waits, up to `max`; nothing if nothing does. Closed when the watch is."""
         if max is not None and max < 1:
             raise ValueError(f"max is {max}; give 1 or more, or None for all that wait")
         first = self.receive_nowait()
-        if first is None:
-            return []
-        return [first] if max == 1 else [first, *self._rest(None if max is None else max - 1)]
+        return [] if first is None else self._and_more(first, max)
 
     async def receive_async(self, timeout: float | None = None) -> Event:
         """`receive` for asyncio; cancelling it never loses an event."""
@@ -116,27 +112,8 @@ class Watch:
     def __anext__(self) -> Coroutine[Any, Any, Event]:
         return (self._receivers or self._make_receivers()).next(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<vbus.Watch of {self._node!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Watch cannot be pickled; open a node in the worker")
 
     def ear(self) -> Ear:
         """A file of one's own that is readable when `fileno` is; what an event loop watches."""
@@ -154,17 +131,13 @@ class Watch:
         """The error of a `receive` that waited so long."""
         return self._core.timed_out(timeout)
 
-    def _rest(self, most: int | None) -> list[Event]:
-        """What still waits, up to `most`."""
-        events: list[Event] = []
-        while most is None or len(events) < most:
-            try:
-                event = self.receive_nowait()
-            except Closed:
-                break
-            if event is None:
-                break
-            events.append(event)
+    def _and_more(self, first: Event, max: int | None) -> list[Event]:
+        """An event, and what waits behind it, up to `max` in all."""
+        events = [first]
+        # One that is closed meanwhile gives no more; what was taken is not lost.
+        with suppress(Closed):
+            while (max is None or len(events) < max) and (event := self.receive_nowait()) is not None:
+                events.append(event)
         return events
 
     def _make_receivers(self) -> Receivers:

@@ -333,6 +333,10 @@ impl Publisher {
         Ok(Bound::new(py, draft)?.into_any())
     }
 
+    fn is_free(&self) -> bool {
+        self.door.is_free()
+    }
+
     fn room(&self, py: Python<'_>) -> PyResult<Room> {
         Room::new(py, &self.door)
     }

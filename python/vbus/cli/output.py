@@ -11,12 +11,14 @@ import math
 import os
 import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["for_json", "for_people", "print_json", "print_line", "print_table"]
+Record = TypeVar("Record")
+
+__all__ = ["for_json", "for_people", "print_json", "print_line", "print_records", "print_table"]
 
 
 def print_json(members: dict[str, Any]) -> None:
@@ -37,6 +39,24 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print(f"\033[1m{head}\033[0m" if _in_colour() else head)
     for line in lines:
         print(line)
+
+
+def print_records(
+    records: Sequence[Record],
+    titles: Sequence[str],
+    row: Callable[[Record], Sequence[str]],
+    *,
+    as_json: bool,
+    if_none: str,
+) -> None:
+    """Records as JSON, or as a table for people; where there is none, they are told where to look."""
+    if as_json:
+        for record in records:
+            print_json(for_json(record))
+        return
+    print_table(titles, map(row, records))
+    if not records:
+        print(f"vbus: {if_none}", file=sys.stderr)
 
 
 def for_json(value: Any, *, full: bool = False) -> Any:

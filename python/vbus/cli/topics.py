@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from vbus.errors import quote
 
 from .joining import join
-from .output import for_json, print_json, print_line, print_table
+from .output import print_line, print_records
 
 if TYPE_CHECKING:
     import argparse
@@ -24,30 +23,23 @@ def run(options: argparse.Namespace) -> int:
     with join(options, "topics") as node:
         time.sleep(options.wait)  # rates are counts over time
         topics = node.topics()
-    if options.json:
-        for topic in topics:
-            print_json(for_json(topic))
-        return 0
-    print_table(
+    print_records(
+        topics,
         ("TOPIC", "PUBLISHERS", "SUBSCRIBERS", "RATE", "BYTES/S", "TYPE"),
-        [
-            (
-                topic.topic,
-                str(len(topic.publishers)),
-                str(len(topic.subscribers)),
-                f"{topic.rate:.1f}",
-                f"{topic.bytes_per_second:.0f}",
-                topic.type or "any",
-            )
-            for topic in topics
-        ],
+        lambda topic: (
+            topic.topic,
+            str(len(topic.publishers)),
+            str(len(topic.subscribers)),
+            f"{topic.rate:.1f}",
+            f"{topic.bytes_per_second:.0f}",
+            topic.type or "any",
+        ),
+        as_json=options.json,
+        if_none=f"nothing is published in domain {quote(node.domain)}; `vbus nodes` tells who is there, "
+        "`vbus explain` who is elsewhere",
     )
-    if not topics:
-        print(
-            f"vbus: nothing is published in domain {quote(node.domain)}; `vbus nodes` tells who is there, "
-            "`vbus explain` who is elsewhere",
-            file=sys.stderr,
-        )
+    if options.json:
+        return 0
     for topic in topics:
         for mismatch in topic.mismatches:
             print_line(_told(topic, mismatch))

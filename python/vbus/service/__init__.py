@@ -30,17 +30,9 @@ if TYPE_CHECKING:
     X = TypeVar("X")
     Rebuild: TypeAlias = tuple[Callable[[str, Any, Any], "Service[Any, Any]"], tuple[str, Any, Any]]
 else:
-    # typing costs more to import than vbus itself.
+    from vbus.channel import Generic, overload
+
     Q = R = object
-
-    class Generic:
-        __slots__ = ()
-
-        def __class_getitem__(cls, of):
-            return cls if cls is Generic else type(list[int])(cls, of)
-
-    def overload(function):
-        return function
 
 
 __all__ = ["Service"]

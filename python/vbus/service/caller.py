@@ -8,15 +8,15 @@ from _thread import allocate_lock, get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vbus._vbus import Message
+from vbus.closing import Closing
 from vbus.errors import Closed, DecodeError, Error, NoServer, RemoteError, Timeout, TransportError, quote
+from vbus.waits import acquire, deadline_in
 
 from . import wire
-from .waits import acquire, deadline_in
 from .wire import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from types import TracebackType
     from typing import NoReturn, Self
 
     from vbus.node import Node
@@ -55,7 +55,7 @@ def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | No
     raise pending.timeout_error(f"{timeout:g} s are over; it may still run")
 
 
-class CallStream(Generic[R]):
+class CallStream(Closing, Generic[R]):
     """The replies of one call, as they come; made by `node.call_stream`.
 
     Iterate with `for` or `async for`, or step with `next` or `anext`. Leaving a loop, or `with`, before the
@@ -174,27 +174,8 @@ class CallStream(Generic[R]):
     def __aiter__(self) -> AsyncIterator[R]:
         return _Loop(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<vbus.CallStream of {self._contract.name!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a CallStream cannot be pickled; open a node in the worker")
 
     def forget(self) -> None:
         """Leave it, from wherever the garbage collector happens to run: takes no lock."""

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 from vbus._vbus import Publisher as CorePublisher
 from vbus._vbus import Subscriber as CoreSubscriber
 from vbus.errors import Closed, Error, Full, NoServer, SharedMemoryError, Timeout, TransportError, quote
+from vbus.waits import acquire, is_over, remaining
 
 from . import wire
 from .caller import call
 from .contract import contract_of
-from .waits import acquire, remaining
 from .wire import CONTROL, REPLY, SERVE
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ class Exchange:
                         self._take_some(pending)
                     if pending.is_over or pending.items:
                         return True
-                    if deadline is not None and time.monotonic() >= deadline:
+                    if is_over(deadline):
                         return False
                     if self._leader is waiter:
                         self._leader_sleeps = True

@@ -12,18 +12,18 @@ from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from vbus.closing import Closing
 from vbus.errors import Closed, Error, quote
+from vbus.waits import acquire
 
 from . import wire
 from .exchange import subscriber
-from .waits import acquire
 from .wire import SERVE
 
 if TYPE_CHECKING:
     from _thread import LockType
     from collections.abc import Callable
     from types import TracebackType
-    from typing import NoReturn, Self
 
     from vbus._vbus import Message
     from vbus.node import Node
@@ -305,7 +305,7 @@ class Serving:
         return f"the server of {quote(self.contract.name)} is closing"
 
 
-class Server:
+class Server(Closing):
     """Answers calls of one service; made by `node.serve`, and kept by its node until closed.
 
     All methods may be called from any thread. Close it, or use it in `with`.
@@ -350,17 +350,6 @@ class Server:
 
         await asyncio.shield(asyncio.to_thread(self.close, linger))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -368,9 +357,6 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<vbus.Server of {self.name!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Server cannot be pickled; open a node in the worker")
 
 
 def _told(error: BaseException) -> str:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vbus.aio import until
 from vbus.errors import Closed, Timeout
 from vbus.resume import Turn, crowd_in
+from vbus.waits import deadline_in, is_over
 
 from . import wire
 from .caller import result
 from .exchange import LoopWaiter
-from .waits import deadline_in
 
 if TYPE_CHECKING:
     from .caller import CallStream
@@ -55,7 +55,7 @@ async def step(stream: CallStream[R]) -> R:
     deadline = deadline_in(stream.timeout)
     while not stream.turn.acquire(blocking=False):
         # Another task, or a thread, steps just now.
-        if deadline is not None and time.monotonic() >= deadline:
+        if is_over(deadline):
             raise stream.timeout_error()
         await asyncio.sleep(LONGEST_NAP)
     try:
@@ -75,9 +75,8 @@ async def step(stream: CallStream[R]) -> R:
 
 
 async def _send(exchange: Exchange, pending: Pending, outgoing: Outgoing, deadline: float | None) -> None:
-    remote = pending.remote
-    queues = remote.queues
-    if queues is not None and queues.are_free() and exchange.try_send(pending, outgoing):
+    publisher = pending.remote.publisher
+    if publisher is not None and publisher.is_free() and exchange.try_send(pending, outgoing):
         return
     loop = asyncio.get_running_loop()
     try:

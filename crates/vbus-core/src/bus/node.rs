@@ -746,6 +746,9 @@ impl NodeCore {
         let mut topics: HashMap<String, TopicEntry> = HashMap::new();
         let mut subscribers: Vec<(String, TopicPoint)> = Vec::new();
         let mut add = |topic: &str, point: TopicPoint, counted: Counted| {
+            if topic::is_own(topic) {
+                return;
+            }
             let entry = topics.entry(topic.to_owned()).or_insert_with(|| TopicEntry {
                 topic: topic.to_owned(),
                 publishers: Vec::new(),

@@ -1,4 +1,4 @@
-"""Waiting, for those who call and those who serve."""
+"""Until when to wait, for threads and for event loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _thread import LockType
 
-__all__ = ["acquire", "deadline_in", "remaining"]
+__all__ = ["acquire", "deadline_in", "is_over", "remaining"]
 
 
 def deadline_in(timeout: float | None) -> float | None:
@@ -16,8 +16,13 @@ def deadline_in(timeout: float | None) -> float | None:
     if timeout is None:
         return None
     if not timeout >= 0:
-        raise ValueError(f"timeout is {timeout}; give seconds from 0 on, or None to wait for ever")
+        raise ValueError(f"timeout is {timeout}; give seconds from 0 (try once), or None to wait for ever")
     return time.monotonic() + timeout
+
+
+def is_over(deadline: float | None) -> bool:
+    """Whether it has come."""
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def remaining(deadline: float | None) -> float | None:
