@@ -79,7 +79,10 @@ class Program:
             chunk = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             if not chunk:
                 state = "hangs" if not ready else "ended"
-                self.kill()
+                if not ready:
+                    self.signal(signal.SIGABRT)  # its threads' stacks come with the failure
+                else:
+                    self.kill()
                 pytest.fail(f"the program {state}; it said {self._heard!r} and {self.errors()!r}")
             self._heard += chunk
         line, _, self._heard = self._heard.partition(b"\n")
