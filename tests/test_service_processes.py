@@ -420,6 +420,78 @@ def test_the_handler_of_a_signal_may_call_in_the_midst_of_a_call(start, others):
     program.finish()
 
 
+@pytest.mark.parametrize("others", [0, 2])
+@pytest.mark.parametrize(
+    "work",
+    [
+        'assert node.call("echo", 1) == 1',
+        'assert list(node.call_stream("count", 5)) == list(range(5))',
+        'with node.serve("new", lambda value: value): assert node.call("new", 1) == 1',
+    ],
+    ids=["call", "stream", "first call"],
+)
+def test_the_handler_of_a_signal_may_call_at_every_step_of_a_call(start, work, others):
+    program = start(f"""
+        import dis, functools
+        node = vbus.Node("both")
+        node.serve("echo", lambda value: value)
+        node.serve("count", lambda count: (i for i in range(count)))
+        handled = reached = wanted = 0
+        def handle(number, frame):
+            global handled
+            assert node.call("echo", "handled") == "handled"
+            handled += 1
+        signal.signal(signal.SIGUSR1, handle)
+
+        @functools.cache
+        def steps(code):
+            # Where Python looks for signals: after calls, at the begin of functions and of rounds.
+            found, before = set(), ""
+            for it in dis.get_instructions(code):
+                if before.startswith(("RESUME", "CALL", "JUMP_BACKWARD", "BEFORE_WITH")):
+                    found.add(it.offset)
+                before = it.opname
+            return found
+        def trace(frame, event, argument):
+            global reached
+            if "service" not in frame.f_code.co_filename:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode" and frame.f_lasti in steps(frame.f_code):
+                reached += 1
+                if reached == wanted:
+                    signal.raise_signal(signal.SIGUSR1)
+            return trace
+        def work():
+            {work}
+
+        over = False
+        def call():
+            while not over:
+                node.call("echo", 1)
+        threads = [threading.Thread(target=call) for _ in range({others})]
+        for thread in threads:
+            thread.start()
+        node.call("echo", 1)
+        while handled == wanted:
+            wanted, reached = wanted + 1, 0
+            sys.settrace(trace)
+            work()
+            sys.settrace(None)
+            if wanted % 10 == 0:
+                say("on")
+        say("done" if handled > 40 else handled)
+        over = True
+        for thread in threads:
+            thread.join()
+        node.close()
+    """)
+    while (said := program.hear()) == "on":
+        pass
+    assert said == "done"
+    program.finish()
+
+
 def test_ctrl_c_in_a_call_that_follows_another_threads_ends_that_alone(start):
     program = start("""
         node = vbus.Node("both")

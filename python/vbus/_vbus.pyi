@@ -1,5 +1,6 @@
 """What the Rust extension gives Python. The public classes in `vbus` are these, dressed."""
 
+from _thread import RLock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -57,6 +58,9 @@ def meeting_list(directory: str) -> list[tuple[str, str]]:
 
 def meeting_collect(directory: str) -> list[str]:
     """Remove the stale sockets of this boot that may be removed; their paths."""
+
+def set_aside(lock: RLock, function: Callable[..., T], *arguments: Any) -> T:
+    """Call it while this thread does not hold the lock, and again after it; it holds it now."""
 
 def leave_daemons_asleep() -> None:
     """The interpreter ends: other threads that meet something closed sleep on instead of raising."""

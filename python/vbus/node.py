@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from _weakref import ref
 
 from ._vbus import Loan, Sample, check_topic, leave_daemons_asleep
@@ -133,7 +133,7 @@ class Node(Closing):
         self._children: dict[int, ref[Publisher[Any] | Subscriber[Any]]] = {}
         self._callbacks: Callbacks | None = None
         self._exchange: Exchange | None = None
-        self._first_call = allocate_lock()
+        self._first_call = RLock()
         self._log = _Log(self._core)
         if settings.idle:
             _warn_no_network(settings.idle)
@@ -579,11 +579,17 @@ class Node(Closing):
 
             with self._first_call:
                 if self._exchange is None and not closed:
-                    self._exchange = Exchange(self._core)
+                    self._keep(Exchange(self._core))
                 exchange = self._exchange
         if closed or exchange is None:
             raise Closed(f"the node {quote(self.name)} is closed; open a new one")
         return exchange
+
+    def _keep(self, exchange: Exchange) -> None:
+        if self._exchange is None:
+            self._exchange = exchange
+        else:  # the handler of a signal was faster
+            exchange.close(0)
 
     def _adopt(self, child: Publisher[Any] | Subscriber[Any]) -> None:
         """Remember a publisher or subscriber for close(), without keeping it alive."""

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from _thread import LockType
+    from _thread import LockType, RLock
 
 __all__ = ["acquire", "deadline_in", "is_over", "remaining"]
 
@@ -30,7 +30,7 @@ def remaining(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def acquire(lock: LockType, deadline: float | None) -> bool:
+def acquire(lock: LockType | RLock, deadline: float | None) -> bool:
     """Take a lock; False if it is not free until the deadline.
 
     Python wakes whoever waits for a lock when Ctrl-C comes, but only if the kernel gave it to that thread. So

@@ -39,6 +39,7 @@ fn _vbus(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(convert::shapes_agree, module)?)?;
     module.add_function(wrap_pyfunction!(node::meeting_list, module)?)?;
     module.add_function(wrap_pyfunction!(node::meeting_collect, module)?)?;
+    module.add_function(wrap_pyfunction!(waiting::set_aside, module)?)?;
     module.add_function(wrap_pyfunction!(errors::leave_daemons_asleep, module)?)?;
     Ok(())
 }

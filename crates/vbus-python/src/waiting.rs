@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use vbus_core::base::descriptor::SignalMask;
 use vbus_core::bus::WaitOutcome;
 
@@ -104,6 +105,21 @@ pub(crate) fn wait_in_steps(
             return Ok(false);
         }
     }
+}
+
+/// Calls `function` while this thread does not hold the `RLock` that it holds; after it, it does again, come what
+/// may. Here, as no signal gets in between.
+#[pyfunction]
+#[pyo3(signature = (lock, function, *arguments))]
+pub(crate) fn set_aside<'py>(
+    lock: &Bound<'py, PyAny>,
+    function: &Bound<'py, PyAny>,
+    arguments: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let held = lock.call_method0("_release_save")?;
+    let result = function.call1(arguments);
+    lock.call_method1("_acquire_restore", (held,))?;
+    result
 }
 
 /// A count of publishers, subscribers or peers to wait for.

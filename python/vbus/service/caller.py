@@ -32,6 +32,8 @@ R = TypeVar("R")
 
 def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | None) -> Any:
     """What `Node.call` does."""
+    if exchange.is_interrupted():
+        return exchange.aside(call, exchange, contract, value, timeout)
     deadline = deadline_in(timeout)
     encoded = contract.request.encoder(value)
     pending = exchange.begin(contract, is_stream=False)
@@ -90,9 +92,12 @@ class CallStream(Closing, Generic[R]):
         self.pending: Pending | None = exchange.begin(contract, is_stream=True)
         self.outgoing: Outgoing | None = wire.STREAM, self.pending.number, WINDOW, encoded
         # In a loop, what has to wait waits until the first step: no loop stands still for us.
-        self._begin(deadline, may_wait=not _is_in_loop())
+        if exchange.is_interrupted():
+            exchange.aside(self._begin, deadline, not _is_in_loop())
+        else:
+            self._begin(deadline, not _is_in_loop())
 
-    def _begin(self, deadline: float | None, *, may_wait: bool) -> None:
+    def _begin(self, deadline: float | None, may_wait: bool) -> None:
         pending, outgoing = self.pending, self.outgoing
         if pending is None or outgoing is None:
             return
@@ -107,12 +112,14 @@ class CallStream(Closing, Generic[R]):
             raise
 
     def __next__(self) -> R:
+        if self.exchange.is_interrupted():
+            return self.exchange.aside(self.__next__)
         self.open_call()
         deadline = deadline_in(self.timeout)
         if not acquire(self.turn, deadline):
             raise self.timeout_error()
         try:
-            self._begin(deadline, may_wait=True)
+            self._begin(deadline, True)
             pending = self.open_call()
             if not self.exchange.wait(pending, deadline):
                 raise self.timeout_error()

@@ -1,8 +1,9 @@
 """All calls of a node: who serves, who waits for what, and who went away.
 
 One lock, `Exchange.lock`, guards all tables. It is held for moments: never while waiting, and never while
-code of users runs. Replies are taken from the bus only with it, so they are seen in their order, and when a
-server is gone, all that it had sent is seen first.
+code of users runs, but for handlers of signals and what the garbage collector calls, which come in between.
+What waits in these goes through `Exchange.aside`. Replies are taken from the bus only with it, so they are
+seen in their order, and when a server is gone, all that it had sent is seen first.
 
 Of the threads that wait for replies one *leads*: it sleeps at the bus and hands out what comes. When it has
 what it waited for, it passes the lead on. A loop of asyncio that has calls under way looks by itself when
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbus._vbus import Publisher as CorePublisher
 from vbus._vbus import Subscriber as CoreSubscriber
+from vbus._vbus import set_aside
 from vbus.errors import Closed, Error, Full, NoServer, SharedMemoryError, Timeout, TransportError, quote
 from vbus.waits import acquire, is_over, remaining
 
@@ -35,6 +37,8 @@ from .wire import CONTROL, REPLY, SERVE
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+    from typing import TypeVar
 
     from vbus._vbus import Message, PeerTuple
     from vbus._vbus import Node as CoreNode
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from .contract import Contract
     from .serving import Served, Serving
     from .wire import Announced, Outgoing
+
+    T = TypeVar("T")
 
 
 __all__ = ["Exchange", "LoopWaiter", "Mailbox", "Pending", "Remote"]
@@ -78,13 +84,16 @@ class Exchange:
         self._calls_are_over = False
         # What this node calls.
         self._numbers = itertools.count(1)
+        self._choices = itertools.count(1)
         self._pending: dict[int, Pending] = {}
+        self._came: deque[Message] = deque()
+        """What was taken and not handed out, which is so for a moment."""
         self._remotes: dict[str, Remote] = {}
         self._by_name: dict[str, list[Remote]] = {}
         self._controls: dict[str, Mailbox] = {}
         # Who waits for replies.
         self._leader: ThreadWaiter | None = None
-        self._first = ThreadWaiter()
+        self._first = ThreadWaiter(0)
         """Leads where nobody does."""
         self._leader_sleeps = False
         self._is_nudged = False
@@ -147,10 +156,7 @@ class Exchange:
         if best is None:
             raise self._nobody(contract.name, misfit)
         best.fits = contract
-        if len(remotes) > 1:
-            # Among equals, whoever was not asked for longest.
-            remotes.remove(best)
-            remotes.append(best)
+        best.asked = next(self._choices)
         return best
 
     def _nobody(self, name: str, misfit: tuple[tuple[str, str, str, str], Remote] | None) -> NoServer:
@@ -359,13 +365,17 @@ class Exchange:
         if not acquire(remote.opening, deadline):
             raise Timeout(f"{remote} could not be reached in time; call again")
         try:
-            if remote.publisher is None:
+            publisher = remote.publisher
+            if publisher is None:
                 publisher = self._publisher(remote.topic, on_full="block")
                 with self.lock:
-                    remote.publisher = publisher
-                    if remote.is_gone:
+                    # The handler of a signal may have opened it meanwhile.
+                    is_second = remote.publisher is not None
+                    if not is_second:
+                        remote.publisher = publisher
+                    if is_second or remote.is_gone:
                         self._dispose(publisher)
-            return remote.publisher
+            return remote.publisher or publisher
         finally:
             remote.opening.release()
 
@@ -408,30 +418,34 @@ class Exchange:
     def wait(self, pending: Pending, deadline: float | None) -> bool:
         """Until there is something for it; False at the deadline. One thread per call."""
         waiter = None
+        thread = get_ident()
         try:
-            # Ctrl-C may come at every call: from here on, whoever leads passes the lead on.
+            # A signal may come at every call, and its handler may raise, or call on top of this: from here
+            # on, whoever leads passes the lead on, and what is decided between two calls holds.
             with self.lock:
                 if pending.is_over or pending.items:
                     return True
-                leader = self._leader
-                if leader is None:
-                    waiter = self._leader = self._first
-                    waiter.thread = get_ident()
-                    self._leader_sleeps = True
+                waiter = self._first if self._leader is None else None
+                if waiter is not None:
+                    self._leader, self._leader_sleeps = waiter, True
+                    waiter.thread, waiter.below, waiter.is_over = thread, None, False
+                    pending.waiter = waiter
                 else:
-                    waiter = ThreadWaiter()
-                    if leader.thread == waiter.thread:
-                        # The handler of a signal calls, on top of a wait of the same thread.
+                    waiter = pending.waiter = ThreadWaiter(thread)
+                    if pending.is_over or pending.items:
+                        return True
+                    if self._leader is None or self._leader.thread == thread:
+                        waiter.below = self._leader
+                        if waiter.below is not None:
+                            self._followers[waiter.below] = None
                         self._leader, self._leader_sleeps = waiter, True
-                        self._followers[leader] = None
                     else:
                         self._followers[waiter] = None
-                pending.waiter = waiter
             while True:
-                if self._leader is waiter:
-                    self._replies.wait(None if deadline is None else remaining(deadline))
-                else:
+                if self._leader is not waiter:
                     acquire(waiter.bell, deadline)
+                elif not self._came:
+                    self._replies.wait(None if deadline is None else remaining(deadline))
                 with self.lock:
                     if self._leader is waiter:
                         self._leader_sleeps = False
@@ -451,10 +465,13 @@ class Exchange:
             if waiter is not None:
                 with self.lock:
                     pending.waiter = None
+                    waiter.is_over = True
                     self._followers.pop(waiter, None)
+                    while self._came:  # Ctrl-C came in between
+                        self._hand_out(self._came[0])
                     if self._leader is waiter:
                         self._wake_up()
-                        self._pass_on_lead()
+                        self._pass_on_lead(waiter)
 
     def _wake_up(self) -> None:
         self._leader_sleeps = False
@@ -462,12 +479,42 @@ class Exchange:
             self._is_nudged = False
             self._replies.forget_nudge()
 
-    def _pass_on_lead(self) -> None:
-        self._leader = next(iter(self._followers), None) if self._followers else None
+    def _pass_on_lead(self, waiter: ThreadWaiter) -> None:
+        if waiter.below is not None:
+            self._followers.pop(waiter.below, None)
+            self._leader = waiter.below
+            return self._rouse_leader()
+        while self._followers:
+            # The last: of those of one thread, it is the one on top.
+            heir, _ = self._followers.popitem()
+            if not heir.is_over:
+                self._leader, self._leader_sleeps = heir, True
+                return heir.ring()
+        self._leader = None
+        return None
+
+    def _rouse_leader(self) -> None:
+        """Have the leader look again, which is this thread, below the handler of a signal.
+
+        It may be about to sleep, and what it looked for may have been taken on top of it.
+        """
+        self._leader_sleeps = self._is_nudged = True
+        self._replies.nudge()
+
+    def is_interrupted(self) -> bool:
+        """Whether this thread holds the lock: who asks was called by the handler of a signal, or the like."""
+        return _is_held(self.lock)
+
+    def aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what waits for others, in an interrupted thread: it gives the lock away meanwhile."""
         if self._leader is not None:
-            self._leader_sleeps = True
-            del self._followers[self._leader]
+            # This thread may have been about to.
             self._leader.ring()
+        try:
+            return set_aside(self.lock, function, *arguments)
+        finally:
+            if self._leader is not None and self._leader.thread == get_ident():
+                self._rouse_leader()
 
     def join_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop of this thread has a call under way."""
@@ -520,33 +567,49 @@ class Exchange:
     def _take_some(self, enough: Pending | None = None) -> None:
         """Hand out what came, until one call is over."""
         for _ in range(TAKEN_AT_ONCE):
-            message = self._replies.take_message()
-            if message is None:
+            if not self._hand_out_next():
                 return
-            self._hand_out(message)
             if enough is not None and enough.is_over:
                 return
 
     def _take_all(self) -> None:
         with suppress(Closed):  # whoever closed it fails what is left
-            while (message := self._replies.take_message()) is not None:
-                self._hand_out(message)
+            while self._hand_out_next():
+                pass
+
+    def _hand_out_next(self) -> bool:
+        if not self._came:
+            # In one step of the interpreter: in between, the handler of a signal might take what comes after.
+            self._came.extend(itertools.islice(iter(self._replies.take_message, None), 1))
+        if not self._came:
+            return False
+        self._hand_out(self._came[0])
+        return True
 
     def _hand_out(self, message: Message) -> None:
+        """The first that came, which is out of the queue after it, and in it until then.
+
+        Whoever interrupts this begins with the same one, so all here may be done twice.
+        """
         pending = self._pending.get(message.call)
         if pending is None:
             if message.kind == wire.LEAVING:
                 self._remember_leaving(message)
-            return
-        pending.remote.timeouts = 0
-        if message.kind != wire.ITEM:
+        elif message.kind != wire.ITEM:
+            pending.remote.timeouts = 0
             self._finish(pending, message)
         elif len(pending.items) < (wire.WINDOW if pending.is_stream else 0):
-            pending.items.append(message)
-            self._wake(pending)
+            pending.remote.timeouts = 0
+            it = itertools.islice(iter(self._came.popleft, None), 1)
+            if self._came and self._came[0] is message:
+                pending.items.extend(it)  # from queue to queue, in one step again
+                self._wake(pending)
+            return
         else:
             self._finish(pending, pending.flooded_error())
             self.control(pending, wire.CANCEL, 0)
+        if self._came and self._came[0] is message:
+            self._came.popleft()
 
     def _remember_leaving(self, message: Message) -> None:
         said = wire.read_leaving(message)
@@ -699,6 +762,8 @@ class Exchange:
 
     def close(self, linger: float) -> None:
         """Calls of this node end with Closed; servers have `linger` seconds to answer what they began."""
+        if self.is_interrupted():
+            return self.aside(self.close, linger)
         deadline = time.monotonic() + linger
         with self.lock:
             self._end_calls()
@@ -717,6 +782,7 @@ class Exchange:
             self._kept.release()
         for endpoint in (self._replies, self._control, self._watch):
             endpoint.close()
+        return None
 
     def __del__(self) -> None:
         # Not at close(): whoever rings just then must not find another file under its number.
@@ -737,6 +803,7 @@ class Remote:
 
     __slots__ = (
         "announced",
+        "asked",
         "fits",
         "id",
         "is_gone",
@@ -761,12 +828,14 @@ class Remote:
         self.salt = int.from_bytes(os.urandom(8), "little")
         """Begins the numbers of its calls: whoever was not asked cannot know them, and so cannot answer."""
         self.publisher: CorePublisher[Any] | None = None
-        self.opening = allocate_lock()
+        self.opening = RLock()
         self.is_linked = False
         self.is_gone = False
         self.leaving: frozenset[int] | None = None
         """Once it is closing: the calls that it will still answer."""
         self.under_way = 0
+        self.asked = 0
+        """When it was last chosen among others."""
         self.fits: Contract | None = None
         """One that is known to."""
         self.timeouts = 0
@@ -775,11 +844,10 @@ class Remote:
         self.queues: Queues | None = None
         """Tasks that wait for room at it."""
 
-    def burden(self) -> tuple[int, int]:
-        """Whom to ask first: whoever answers, and has least to do for us."""
-        if self.timeouts and time.monotonic() < self.suspect_until:
-            return self.timeouts, self.under_way
-        return 0, self.under_way
+    def burden(self) -> tuple[int, int, int]:
+        """Whom to ask first: whoever answers, has least to do for us, and was not asked for longest."""
+        is_suspect = self.timeouts and time.monotonic() < self.suspect_until
+        return self.timeouts if is_suspect else 0, self.under_way, self.asked
 
     def suspect(self) -> None:
         """It did not answer in time: ask others first, for a while that doubles each time."""
@@ -848,16 +916,19 @@ NUMBERS = (1 << 64) - 1
 class ThreadWaiter:
     """A thread that waits for replies; its bell is for when it does not lead."""
 
-    __slots__ = ("bell", "thread")
+    __slots__ = ("bell", "below", "is_over", "thread")
 
-    def __init__(self) -> None:
-        self.thread = get_ident()
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.below: ThreadWaiter | None = None
+        """Whoever led before, in the same thread, and waits below the handler of a signal."""
+        self.is_over = False
         self.bell = allocate_lock()
         self.bell.acquire()
 
     def ring(self) -> None:
         """With the lock of the exchange held, as all here."""
-        if self.bell.locked():
+        with suppress(RuntimeError):  # it rings already
             self.bell.release()
 
 
@@ -898,13 +969,21 @@ class Mailbox:
 
     def deliver(self, outgoing: Outgoing | None = None) -> bool:
         """Send what waits, and then this; False if something is left. TooLarge if this can never be sent."""
-        with self._lock:
-            while self._waiting and self._send_or_fail(self._waiting[0]):
-                self._waiting.popleft()
-            if outgoing is None or (not self._waiting and self._send(outgoing)):
-                return not self._waiting
+        # If this thread is at it, below the handler of a signal, or another whom such a handler keeps, it is
+        # left to the keeper.
+        is_free = not _is_held(self._lock)
+        try:
+            if is_free and self._lock.acquire(timeout=RECHECK_SECONDS):
+                while self._waiting and self._send_or_fail(self._waiting[0]):
+                    self._waiting.popleft()
+                if outgoing is None or (not self._waiting and self._send(outgoing)):
+                    return not self._waiting
+        finally:
+            if is_free and _is_held(self._lock):
+                self._lock.release()
+        if outgoing is not None:
             self._waiting.append(wire.copy(outgoing))
-            return False
+        return False
 
     @property
     def untaken(self) -> int:
@@ -947,6 +1026,12 @@ class Mailbox:
 def subscriber(core: CoreNode, topic: str, shape: str) -> CoreSubscriber[Any]:
     """One that takes messages."""
     return CoreSubscriber(core, topic, shape=shape, raw=False, decoder=_read_elsewhere, spin=None, qos={})
+
+
+def _is_held(lock: Any) -> bool:
+    """Whether this thread holds it."""
+    is_held: bool = lock._is_owned()
+    return is_held
 
 
 def _encoded_before(value: Any) -> Any:

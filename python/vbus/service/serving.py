@@ -252,8 +252,10 @@ class Serving:
 
     def close(self, linger: float) -> None:
         """Refuse what did not begin, give what did `linger` seconds to answer."""
+        if self.exchange.is_interrupted():
+            return self.exchange.aside(self.close, linger)
         self.stop_taking()
-        self.finish(time.monotonic() + linger)
+        return self.finish(time.monotonic() + linger)
 
     def stop_taking(self) -> None:
         """No request begins any more; callers know it before the server is gone."""
