@@ -192,7 +192,7 @@ def test_a_server_that_comes_again_is_called_again(node, server, start):
 
 
 def test_a_caller_that_is_killed_stops_its_streams_and_leaves_nothing(node, start):
-    stopped = threading.Semaphore(0)
+    stopped, waiting = threading.Semaphore(0), threading.Semaphore(0)
 
     def numbers(n):
         try:
@@ -209,6 +209,7 @@ def test_a_caller_that_is_killed_stops_its_streams_and_leaves_nothing(node, star
             stopped.release()
 
     async def waits(value):
+        waiting.release()
         try:
             await asyncio.Event().wait()
         finally:
@@ -227,6 +228,7 @@ def test_a_caller_that_is_killed_stops_its_streams_and_leaves_nothing(node, star
             hear()
         """)
         program.expect("begun")
+        assert waiting.acquire(timeout=WATCHDOG)
         program.close()
         for _ in range(3):
             assert stopped.acquire(timeout=WATCHDOG)
