@@ -6,8 +6,10 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from inspect import signature
 
 import pytest
+from programs.loopback import meet_over_udp
 
 import vbus
 
@@ -20,6 +22,8 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("VBUS_") and name != "VBUS_SOAK":
             monkeypatch.delenv(name)
+    # Nodes of tests meet in a directory; mDNS, which shouts into the network around, has tests of its own.
+    monkeypatch.setenv("VBUS_DISCOVERY", "shm,peers")
 
 
 @pytest.fixture
@@ -33,6 +37,29 @@ def meeting() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="vbus-", dir="/tmp")
     yield directory
     shutil.rmtree(directory)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A story that holds on several paths is told on each of them, but one of a node alone."""
+    mark = metafunc.definition.get_closest_marker("paths")
+    if mark is not None and not {"join", "start", "two"}.isdisjoint(signature(metafunc.function).parameters):
+        metafunc.parametrize("path", mark.args)
+
+
+@pytest.fixture
+def path() -> str:
+    """The way samples take between the nodes of this test: "shm" or "udp"."""
+    return "shm"
+
+
+@pytest.fixture(autouse=True)
+def meet_on_path(path: str, meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over UDP, the nodes and programs of a test meet at a loopback address that nobody else has."""
+    if path == "udp":
+        first, second, third = secrets.randbelow(253) + 2, secrets.randbelow(256), secrets.randbelow(254) + 1
+        address = f"127.{first}.{second}.{third}"
+        monkeypatch.setenv("LOOPBACK_OF_TEST", address)
+        monkeypatch.setattr(vbus.Node, "__init__", meet_over_udp(meeting, address))
 
 
 @pytest.fixture

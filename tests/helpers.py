@@ -27,6 +27,7 @@ WATCHDOG = 20.0
 PRELUDE = """
 import gc, os, signal, sys, threading, time
 import vbus
+import loopback
 from patterns import is_whole, pattern
 
 def say(*words):

@@ -490,7 +490,7 @@ before = set(sys.modules)
 import vbus
 heavy = set("typing dataclasses inspect re enum logging threading asyncio json msgspec msgpack numpy".split())
 print(sorted(heavy & (set(sys.modules) - before)))
-node = vbus.Node(shm=False)
+node = vbus.Node(shm=False, discovery=["shm", "peers"])
 subscriber, publisher = node.subscriber("a/b", bytes), node.publisher("a/b", bytes)
 publisher.publish(b"x")
 subscriber.receive(10)

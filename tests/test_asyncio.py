@@ -19,6 +19,8 @@ import vbus
 
 __all__ = ["chance", "start"]
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 TWINS = [
     (vbus.Publisher, "publish"),
     (vbus.Publisher, "flush"),

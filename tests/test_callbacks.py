@@ -16,6 +16,8 @@ import vbus
 
 __all__ = ["start"]
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 RECEIVES = {
     "receive": lambda subscriber: subscriber.receive(0),
     "receive_nowait": lambda subscriber: subscriber.receive_nowait(),

@@ -183,17 +183,16 @@ def test_lists_in_the_environment_are_separated_by_commas(monkeypatch):
 @pytest.mark.contract(
     "`peers` | `VBUS_PEERS`", "`listen` | `VBUS_LISTEN`", "`interfaces` | `VBUS_INTERFACES`"
 )
-@pytest.mark.parametrize(
-    ("arguments", "idle"),
-    [
-        ({"open": True}, ()),
-        ({"listen": "off"}, ()),
-        ({"peers": ["robot:7000"]}, ("peers",)),
-        ({"listen": "[::]:7000", "interfaces": ["eth0"]}, ("listen", "interfaces")),
-    ],
-)
-def test_what_needs_the_network_is_accepted_and_known_to_be_idle(arguments, idle):
-    assert resolve(**arguments).idle == idle
+def test_what_is_said_about_the_network_is_kept_as_it_was_said(monkeypatch):
+    settings = resolve(open=True, peers=["robot:7000"], listen="[::]:7000", interfaces=["eth0"])
+    assert (settings.open, settings.peers) == (True, ("robot:7000",))
+    assert (settings.listen, settings.interfaces) == ("[::]:7000", ("eth0",))
+    assert resolve(listen="off").listen == "off"
+    for name, value in {"PEERS": "a:1, b:2", "LISTEN": "127.0.0.1:0", "INTERFACES": "lo,eth0"}.items():
+        monkeypatch.setenv(f"VBUS_{name}", value)
+    settings = resolve()
+    assert (settings.peers, settings.listen) == (("a:1", "b:2"), "127.0.0.1:0")
+    assert settings.interfaces == ("lo", "eth0")
 
 
 @pytest.mark.contract("`discovery` | `VBUS_DISCOVERY`")

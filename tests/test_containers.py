@@ -99,7 +99,7 @@ with vbus.Node("talker", listen="off") as node, node.publisher("words", bytes) a
 FILLER = """
 memory = json.loads(sys.argv[1])
 with vbus.Node("filler", listen="off", memory=memory) as node:
-    with node.publisher("frames", bytes, depth=10_000, block_timeout=1.0) as pub:
+    with node.publisher("frames", bytes, depth=10_000, block_timeout=0.5) as pub:
         assert pub.wait_for_subscribers(1, 30), "no subscriber came"
         count, error = 0, None
         try:

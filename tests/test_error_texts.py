@@ -814,6 +814,7 @@ def lines_of(statement: ast.Raise) -> range:
 TROUBLE = "needs a machine or a container in trouble; test_limits.py and test_containers.py make some"
 RIGHTS = "needs a directory of another user or namespace"
 EARLIER = "the Python layer looks first, and says it with the name of the setting"
+PEER = "ends a connection with a peer that breaks the protocol; no user sees it"
 UNREACHED = {
     "nothing more can be opened": TROUBLE,
     "the type's description has": "a type as long is told less precisely, by test_types.py",
@@ -837,6 +838,22 @@ UNREACHED = {
     "a descriptor came": "is logged: tests/hostile.rs",
     "a segment came": "is logged: tests/hostile.rs",
     "malformed at byte": "is counted and logged at debug",
+    "there is no interface": "test_network.py provokes it",
+    "is taken by another program": "test_network.py provokes it",
+    "is none of this host": TROUBLE,
+    "is not for this user": TROUBLE,
+    "no UDP socket at": TROUBLE,
+    "the domain's name has": EARLIER,
+    "the packet does not open": PEER,
+    "packets did not open": PEER,
+    "the key sealed": PEER,
+    "packet {number} is acknowledged": PEER,
+    "the peer sent": PEER,
+    "the peer left": PEER,
+    "the peer contradicts": PEER,
+    "the peer speaks of": PEER,
+    "the peer opened": PEER,
+    "bytes of control wait": PEER,
 }
 """Texts of the core that no story provokes, by a piece of theirs, and why not."""
 

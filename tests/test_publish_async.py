@@ -15,6 +15,8 @@ import vbus
 
 __all__ = ["start"]
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 FULL = {"depth": 1, "on_full": "block"}
 
 
@@ -466,6 +468,7 @@ def test_a_loan_is_published_at_once_where_there_is_room(node):
     run(story())
 
 
+@pytest.mark.paths("shm")  # a silent peer is gone after 15 s
 def test_a_subscriber_in_another_process_makes_room_and_its_death_too(node, start):
     program = start(
         """

@@ -10,6 +10,8 @@ import vbus
 
 __all__ = ["start"]
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 
 @pytest.mark.contract(
     "`node.publisher(channel_or_topic, type=None, **qos)`:",

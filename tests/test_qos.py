@@ -10,6 +10,8 @@ from helpers import WATCHDOG, check_conservation, is_asleep, until
 
 import vbus
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 OFFERED = {
     "reliability": "reliable",
     "ordered": True,
@@ -59,6 +61,7 @@ def test_what_is_not_given_has_the_default_of_the_table(node):
 
 
 @pytest.mark.contract("what the subscriber does not give is taken as offered")
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 def test_what_the_subscriber_does_not_give_is_as_offered(two):
     there, here = two
     with (
@@ -118,6 +121,7 @@ def test_only_who_asks_for_more_than_is_offered_is_told(node, field, offered, as
         )
     ),
 )
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 def test_a_dropping_one_beats_error_beats_block_and_the_subscriber_chooses_how(two, offered, asked):
     dropping = [it for it in (asked, offered) if it and it.startswith("drop")]
     agreed = dropping[0] if dropping else "error" if offered == "error" else "block"
@@ -147,6 +151,7 @@ def test_a_dropping_one_beats_error_beats_block_and_the_subscriber_chooses_how(t
     "the smaller `history`, `lifespan`, `depth`", "samples of one publisher that may wait at one subscriber"
 )
 @pytest.mark.parametrize(("offered", "asked"), [(2, 5), (5, 2), (3, 3)])
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 def test_the_smaller_depth_and_the_smaller_history_count(two, offered, asked):
     there, here = two
     publisher = there.publisher("t", depth=offered, history=offered)
@@ -240,6 +245,7 @@ def test_samples_that_end_while_they_are_taken_are_taken_or_counted_once(two):
     "seconds after which an undelivered sample is dropped", "seconds `publish` may block, then `vbus.Timeout`"
 )
 @pytest.mark.parametrize("full", ["depth", "memory"])
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 def test_a_publisher_that_waits_goes_on_when_a_lifespan_makes_room(join, full):
     there, here = join("there", memory=4 << 20), join("here")
     depth, size = (2, 1) if full == "depth" else (64, 1 << 20)
@@ -310,6 +316,7 @@ def test_history_is_the_last_samples_and_ends_with_the_publisher(two):
         assert too_late.receive_nowait() is None
 
 
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 @pytest.mark.contract(
     "every drop is counted where it happened, with its reason, and seen by the subscriber as `lost`",
     '`dropped: Mapping[str, int]` with keys `"drop_oldest"',

@@ -11,6 +11,8 @@ from helpers import WATCHDOG, check_conservation, until
 
 import vbus
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 FIELDS = {
     "Peer": "id name host pid addresses path rtt since_ns version",
     "TopicInfo": "topic type encoding publishers subscribers rate bytes_per_second mismatches",
@@ -61,6 +63,7 @@ def test_no_record_is_forgotten():
 
 
 @pytest.mark.contract("`Peer` (equal and hashed by `id`)")
+@pytest.mark.paths("shm")  # a far peer has addresses
 def test_a_peer_is_who_it_is_by_its_id(join):
     before = time.time_ns()
     node, far = join("near"), join("far")
@@ -195,6 +198,7 @@ def test_totals_remember_what_ended(join):
 
 
 @pytest.mark.contract("`NodeStats`: `peers published delivered dropped lost bytes_sent")
+@pytest.mark.paths("shm")  # what comes from far takes memory
 def test_a_node_sums_up(join):
     node, far = join("near"), join("far")
     publishers = [node.publisher(f"t/{at}", bytes) for at in range(2)]

@@ -16,7 +16,7 @@ from helpers import WATCHDOG, chance, until
 import vbus
 
 __all__ = ["chance"]  # a fixture
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.paths("shm", "udp")]
 
 
 @dataclass

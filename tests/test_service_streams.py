@@ -10,7 +10,7 @@ from helpers import WATCHDOG, until
 
 import vbus
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.paths("shm", "udp")]
 
 KINDS = ["generator", "asynchronous generator"]
 

@@ -44,6 +44,7 @@ def told(function):
         (arg.arg, "keyword", default is not None)
         for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults)
     ]
+    found += [(arguments.vararg.arg, "positional", False)] if arguments.vararg else []
     return [one for one in found if one[0] not in ("self", "cls")]
 
 

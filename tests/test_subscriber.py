@@ -13,6 +13,8 @@ import vbus
 
 __all__ = ["start"]
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 
 @pytest.mark.contract("raises `vbus.Timeout`; releases the GIL while it waits")
 def test_a_receive_that_waits_lets_other_threads_run(node):

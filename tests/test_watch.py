@@ -15,6 +15,8 @@ import vbus
 
 __all__ = ["chance", "start"]  # fixtures
 
+pytestmark = pytest.mark.paths("shm", "udp")
+
 WATCH = "begins with an event for everything already there"
 FINDING = "`peer` is a Peer, or the stranger's address, or a string of `peers` as given"
 
@@ -66,6 +68,7 @@ def test_peers_and_topics_come_and_go_in_order(join):
 
 
 @pytest.mark.contract(WATCH, '`PeerLeft` is `"died"` when that is proved')
+@pytest.mark.paths("shm")  # a silent peer is gone after 15 s
 def test_a_peer_that_is_killed_died_and_its_topics_go_first(join, start):
     with join("watcher") as node, node.watch() as watch:
         program = start("node = vbus.Node('victim'); p = node.publisher('t'); say('up'); hear()")
@@ -80,6 +83,7 @@ def test_a_peer_that_is_killed_died_and_its_topics_go_first(join, start):
     WATCH,
     'A refusal is a Finding `"refused"` and a PeerRefused at least at the side that opened the connection',
 )
+@pytest.mark.paths("shm")  # test_network.py has its like
 def test_a_refusal_is_an_event_and_a_finding_on_both_sides(join):
     with join("one", secret="a secret of one") as one, one.watch() as watch:
         with join("two", secret="a secret of two") as two:
@@ -102,6 +106,7 @@ def test_a_refusal_is_an_event_and_a_finding_on_both_sides(join):
 
 
 @pytest.mark.contract(WATCH)
+@pytest.mark.paths("shm")  # test_network.py has its like
 def test_a_node_without_a_secret_learns_who_refused_it(join):
     with join("safe", secret="a secret of one"), join("plain") as plain, plain.watch() as watch:
         refused = watch.receive(5)
@@ -110,6 +115,7 @@ def test_a_node_without_a_secret_learns_who_refused_it(join):
 
 
 @pytest.mark.contract('a reachable node of another domain is a Finding `"off"` that names the domain')
+@pytest.mark.paths("shm")  # test_network.py has its like
 def test_a_node_of_another_domain_is_a_finding_that_names_it(join):
     with join("here") as here, join("there", domain="elsewhere"):
         until(here.explain, "the two have met")
@@ -122,6 +128,7 @@ def test_a_node_of_another_domain_is_a_finding_that_names_it(join):
 
 
 @pytest.mark.contract('a stuck subscriber is `"used"` with reason and remedy, and is named', FINDING)
+@pytest.mark.paths("shm")  # on its way, more than `depth` may wait
 def test_a_stuck_subscriber_is_named_to_its_publisher_and_to_a_third(join):
     with join("slow") as slow, join("source") as source, join("third") as third:
         subscriber = slow.subscriber("t", depth=1)

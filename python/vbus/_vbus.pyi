@@ -77,6 +77,8 @@ class Node:
     `shm` are the meeting directories, tried in order and all used; with `shm_required`
     (the user named one) an unusable one raises SharedMemoryError, else it is skipped.
     `memory` 0 means a quarter of what the machine or the container has.
+    `listen` is the address for UDP, "address:port"; None is no network at all. `open`: whether strangers
+    may in without a secret. `interfaces`: names or addresses; empty means all.
     """
     def __new__(
         cls,
@@ -87,6 +89,9 @@ class Node:
         shm: Sequence[str],
         shm_required: bool,
         memory: int,
+        listen: str | None,
+        open: bool,
+        interfaces: Sequence[str],
         make_peer: Callable[[PeerTuple], Any],
     ) -> Self: ...
     @property
@@ -99,6 +104,12 @@ class Node:
     def closed(self) -> bool: ...
     @property
     def memory(self) -> int: ...
+    def add_peer(self, name: str, addresses: list[tuple[str, int]], source: str) -> None:
+        """`name`, found by `source`, may be reached at these addresses, too. Closed."""
+    def remove_peer(self, name: str, source: str) -> None:
+        """It is not found so any more; nothing is disconnected by it. Closed."""
+    def network_port(self) -> int | None:
+        """The UDP port; None without a network."""
     def self_tuple(self) -> PeerTuple: ...
     def peer_tuples(self) -> list[PeerTuple]:
         """Connected peers, without oneself."""

@@ -26,7 +26,19 @@ MEETING_DIRECTORIES = ("/run/vbus", "/dev/shm/vbus", "/tmp/vbus")
 class Settings:
     """What `resolve` found; everything checked."""
 
-    __slots__ = ("domain", "idle", "memory", "name", "secret", "shm", "shm_required")
+    __slots__ = (
+        "discovery",
+        "domain",
+        "interfaces",
+        "listen",
+        "memory",
+        "name",
+        "open",
+        "peers",
+        "secret",
+        "shm",
+        "shm_required",
+    )
 
     def __init__(
         self,
@@ -37,7 +49,11 @@ class Settings:
         shm: tuple[str, ...],
         shm_required: bool,
         memory: int,
-        idle: tuple[str, ...],
+        peers: tuple[str, ...],
+        listen: str,
+        interfaces: tuple[str, ...],
+        discovery: tuple[str, ...],
+        open: bool,
     ) -> None:
         self.name = name
         self.domain = domain
@@ -48,8 +64,16 @@ class Settings:
         """Whether somebody named the directory, so that it must be usable."""
         self.memory = memory
         """Bytes; 0 means a quarter of what the machine or the container has."""
-        self.idle = idle
-        """Settings about the network that were given: they are right, and without effect in this version."""
+        self.peers = peers
+        """Each "host:port"."""
+        self.listen = listen
+        """ "address:port", or "off"."""
+        self.interfaces = interfaces
+        """Names or addresses; none means all that are up."""
+        self.discovery = discovery
+        """Any of "shm", "mdns", "peers"."""
+        self.open = open
+        """Whether strangers may in without a secret."""
 
 
 def resolve(
@@ -68,14 +92,16 @@ def resolve(
     """The settings of a node. ConfigError names what is wrong, where it came from, and what would be
     right."""
     key = _secret(secret)
-    if _open(open) and key is not None:
+    is_open = _open(open)
+    if is_open and key is not None:
         raise ConfigError(
             "open and a secret exclude each other: with a secret, only who has it may in; "
             "leave one of them out"
         )
-    idle = _network(peers, listen, interfaces)
+    known, address, spoken = _network(peers, listen, interfaces)
     directories, named = _shm(shm)
-    if "shm" not in _discovery(discovery):
+    ways = _discovery(discovery)
+    if "shm" not in ways:
         directories, named = (), False
     return Settings(
         name=_name(name),
@@ -84,7 +110,11 @@ def resolve(
         shm=directories,
         shm_required=named,
         memory=_memory(memory),
-        idle=idle,
+        peers=known,
+        listen=address,
+        interfaces=spoken,
+        discovery=ways,
+        open=is_open,
     )
 
 
@@ -209,21 +239,19 @@ def _open(given: object) -> bool:
 
 def _network(
     peers: Iterable[str] | None, listen: str | None, interfaces: Iterable[str] | None
-) -> tuple[str, ...]:
-    """Checks what is said about the network; the names of what asks for one."""
-    idle: list[str] = []
+) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Peers, address to listen at, interfaces."""
     found = _list(peers, "peers", "VBUS_PEERS") or ()
     for peer in found:
         _check_address(peer, "peers", least_port=1)
-    if found:
-        idle.append("peers")
     address, source = _text(listen, "listen", "VBUS_LISTEN")
     if address is not None and address != "off":
         _check_address(address, source, least_port=0)
-        idle.append("listen")
-    if _list(interfaces, "interfaces", "VBUS_INTERFACES"):
-        idle.append("interfaces")
-    return tuple(idle)
+    spoken = _list(interfaces, "interfaces", "VBUS_INTERFACES") or ()
+    return found, LISTEN if address is None else address, spoken
+
+
+LISTEN = "[::]:0"
 
 
 def _check_address(address: str, source: str, *, least_port: int) -> None:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from .channel import PublisherQos, SubscriberQos
     from .codec import Codec
     from .codec.arrays import Array
-    from .config import PathText
+    from .config import PathText, Settings
+    from .discovery import Discovery
     from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
     from .service import Service
     from .service.caller import CallStream
@@ -73,14 +74,19 @@ class Node(Closing):
     - `name`: for people; default is the program's name and pid.
     - `domain`: nodes see only those of their own domain; default "default".
     - `secret`: str or bytes, 8 bytes or more; only nodes with the same one join. `vbus keygen` makes one.
-    - `open`, `peers`, `listen`, `interfaces`: about the network; checked, and without effect in this version.
+    - `open`: True lets in anyone from the network who names the domain; without it, and without a secret,
+      only nodes of this host may join.
+    - `peers`: "host:port" of nodes to reach over the network; names are asked for again as time goes on.
+    - `listen`: "address:port" for UDP; default "[::]:0", a free port of all addresses; "off" for no network.
+    - `interfaces`: names or addresses of interfaces to use; default all that are up.
     - `discovery`: any of "shm", "mdns", "peers"; default all.
     - `shm`: the directory where neighbours meet, made if it is missing; False or "off" for none. Default is
       every usable one of /run/vbus, /dev/shm/vbus, /tmp/vbus.
     - `memory`: bytes that its publishers may keep; default a quarter of what the machine or container has.
 
     Returns when it has met the neighbours already there. ConfigError for a wrong value, SharedMemoryError
-    for a directory that was named and cannot be used. Close it, or use it in `with`.
+    for a directory that was named and cannot be used, TransportError for an address that cannot be had.
+    Close it, or use it in `with`.
     """
 
     __slots__ = (
@@ -88,6 +94,7 @@ class Node(Closing):
         "_callbacks",
         "_children",
         "_core",
+        "_discovery",
         "_exchange",
         "_first_call",
         "_log",
@@ -127,6 +134,9 @@ class Node(Closing):
             shm=settings.shm,
             shm_required=settings.shm_required,
             memory=settings.memory,
+            listen=None if settings.listen == "off" else settings.listen,
+            open=settings.open,
+            interfaces=settings.interfaces,
             make_peer=_make_peer,
         )
         self._pid = os.getpid()
@@ -135,8 +145,7 @@ class Node(Closing):
         self._exchange: Exchange | None = None
         self._first_call = RLock()
         self._log = _Log(self._core)
-        if settings.idle:
-            _warn_no_network(settings.idle)
+        self._discovery = _discover(self._core, settings)
         _close_at_exit(self)
 
     @property
@@ -156,7 +165,7 @@ class Node(Closing):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it listens on the network."""
+        """Where it can be reached, as "host:port"; none without a network."""
         return self._core.self_tuple()[4]
 
     @property
@@ -539,12 +548,16 @@ class Node(Closing):
             return  # the child of a fork: nothing here is its own
         if self._exchange is not None:
             self._exchange.close(linger)
+        if self._discovery is not None:
+            self._discovery.stop()
         self._core.close(linger)
         for child in list(self._children.values()):
             if (endpoint := child()) is not None:
                 endpoint.close()
         if self._callbacks is not None:
             self._callbacks.end()
+        if self._discovery is not None:
+            self._discovery.join()
         self._log.drain()
 
     async def close_async(self, linger: float = 2.0) -> None:
@@ -563,6 +576,9 @@ class Node(Closing):
 
     def __del__(self) -> None:
         # Its publishers and subscribers hold it, so they are gone; there is nothing left to flush.
+        discovery: Discovery | None = getattr(self, "_discovery", None)
+        if discovery is not None:
+            discovery.stop()
         core: CoreNode | None = getattr(self, "_core", None)
         if core is not None:
             core.close(0.0)
@@ -841,23 +857,6 @@ def _tell_as_logging_unset(level: str, message: str) -> None:
             pass  # nobody reads it
 
 
-def _warn_no_network(settings: tuple[str, ...]) -> None:
-    """Say, once per process, that what was asked of the network has no effect yet."""
-    if _warned:
-        return
-    _warned.append(settings)
-    import logging
-
-    logging.getLogger("vbus").warning(
-        "%s without effect: this version of vbus has no network path yet, nodes meet over shared memory "
-        "only; run both sides on one host with a shared directory",
-        " and ".join(settings),
-    )
-
-
-_warned: list[tuple[str, ...]] = []
-
-
 def _what(channel_or_topic: Channel[Any] | str, type: Any) -> tuple[Channel[Any] | None, str, Any]:
     """Channel if there is one, topic, and type; a type that is given beats the channel's."""
     if isinstance(channel_or_topic, Channel):
@@ -877,6 +876,15 @@ def _codec(type: Any, topic: str) -> Codec:
     from .codec import codec_for
 
     return codec_for(type, topic)
+
+
+def _discover(core: Any, settings: Settings) -> Discovery | None:
+    """The ways to find others over the network, where the core has one."""
+    if settings.listen == "off":
+        return None
+    from .discovery import Discovery
+
+    return Discovery(core, settings)
 
 
 def _make_peer(peer: PeerTuple) -> Peer:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .closing import Closing
 from .errors import Closed
 from .records import (
+    PathChanged,
     Peer,
     PeerJoined,
     PeerLeft,
@@ -155,6 +156,9 @@ def _record(happened: tuple[Any, ...]) -> Event:
             peer, *rest = parts
             record = PeerJoined if kind == "peer_joined" else PeerLeft
             return record(Peer(*peer), *rest)
+        case "path_changed":
+            peer, *rest = parts
+            return PathChanged(Peer(*peer), *rest)
         case "peer_refused":
             return PeerRefused(*parts)
         case "topic_added":

@@ -113,6 +113,7 @@ fn node() -> Node {
         required: false,
         memory: 64 << 20,
         release: String::new(),
+        network: None,
     };
     Node::open(config).expect("a node")
 }

@@ -438,7 +438,7 @@ impl World {
             until("all memory is given back", || node.stats().memory == 0);
         }
         for node in &self.nodes {
-            node.close();
+            node.close(Duration::ZERO);
             assert!(node.publisher("a", "", Qos::default()).is_err());
         }
     }

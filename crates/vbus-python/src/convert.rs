@@ -141,9 +141,9 @@ pub(crate) fn peer_tuple<'py>(py: Python<'py>, peer: &PeerInfo) -> PyResult<Boun
         peer.name.as_str(),
         peer.host.as_str(),
         peer.pid,
-        PyTuple::empty(py),
+        PyTuple::new(py, &peer.addresses)?,
         peer.path,
-        py.None(),
+        peer.rtt.map(|rtt| rtt.as_secs_f64()),
         peer.since_ns,
         peer.version.as_str(),
     )

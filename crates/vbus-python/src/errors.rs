@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     Fork,
     /// No memory, no directory.
     SharedMemory,
+    /// No network.
+    Transport,
 }
 
 struct Classes {
@@ -152,6 +154,7 @@ impl Classes {
             Kind::TooLarge => &self.too_large,
             Kind::Fork => &self.fork,
             Kind::SharedMemory => &self.shared_memory,
+            Kind::Transport => &self.transport,
         }
     }
 }
@@ -269,10 +272,19 @@ pub(crate) fn from_publish(py: Python<'_>, topic: &str, error: &PublishError) ->
 /// Why there is no node, no publisher, no subscriber.
 pub(crate) fn from_node(py: Python<'_>, error: &NodeError) -> PyErr {
     match error {
-        NodeError::Meeting(_) | NodeError::System(_) => plain(py, Kind::SharedMemory, &error.to_string()),
         NodeError::Topic(error) => from_topic(py, error, None),
-        NodeError::Shape { .. } => plain(py, Kind::Config, &error.to_string()),
-        NodeError::Closed { .. } => plain(py, Kind::Closed, &error.to_string()),
+        _ => plain(py, kind_of_node(error), &error.to_string()),
+    }
+}
+
+/// The exception for it.
+pub(crate) fn kind_of_node(error: &NodeError) -> Kind {
+    match error {
+        NodeError::Bind(_) => Kind::Transport,
+        NodeError::Meeting(_) | NodeError::System(_) | NodeError::Memory(_) => Kind::SharedMemory,
+        NodeError::Topic(_) => Kind::Topic,
+        NodeError::Domain(_) | NodeError::Interface { .. } | NodeError::Shape { .. } => Kind::Config,
+        NodeError::Closed { .. } => Kind::Closed,
     }
 }
 

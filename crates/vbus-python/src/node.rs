@@ -1,5 +1,6 @@
 //! `Node`.
 
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use vbus_core::base::descriptor::SignalMask;
 use vbus_core::base::fork::Generation;
 use vbus_core::base::id::Id;
 use vbus_core::base::notice::Level;
-use vbus_core::bus::{NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
+use vbus_core::bus::{NetworkConfig, NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
 use vbus_core::shm::meeting;
 
 use crate::convert::{dropped_dict, peer_tuple, qos_dict};
@@ -36,7 +37,7 @@ impl Node {
 #[pymethods]
 impl Node {
     #[new]
-    #[pyo3(signature = (*, name, domain, secret, shm, shm_required, memory, make_peer))]
+    #[pyo3(signature = (*, name, domain, secret, shm, shm_required, memory, listen, open, interfaces, make_peer))]
     #[allow(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         py: Python<'_>,
@@ -46,6 +47,9 @@ impl Node {
         shm: Vec<PathBuf>,
         shm_required: bool,
         memory: u64,
+        listen: Option<String>,
+        open: bool,
+        interfaces: Vec<String>,
         make_peer: Py<PyAny>,
     ) -> PyResult<Self> {
         let opened = py.detach(|| {
@@ -54,6 +58,13 @@ impl Node {
                 .transpose()
                 .map_err(|e| (Kind::Config, e.to_string()))?;
             let release = env!("CARGO_PKG_VERSION").to_owned();
+            let network = match listen {
+                Some(listen) => {
+                    let listen = address_of(&listen).map_err(|e| (Kind::Config, e))?;
+                    Some(NetworkConfig { listen, open, interfaces })
+                }
+                None => None,
+            };
             let config = NodeConfig {
                 name,
                 domain,
@@ -62,8 +73,9 @@ impl Node {
                 required: shm_required,
                 memory,
                 release,
+                network,
             };
-            vbus_core::Node::open(config).map_err(|e| (Kind::SharedMemory, e.to_string()))
+            vbus_core::Node::open(config).map_err(|e| (errors::kind_of_node(&e), e.to_string()))
         });
         let inner = opened.map_err(|(kind, message)| plain(py, kind, &message))?;
         Ok(Self { inner, make_peer, born: Generation::now() })
@@ -94,6 +106,27 @@ impl Node {
         Ok(self.inner(py)?.memory())
     }
 
+    fn add_peer(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        addresses: Vec<(String, u16)>,
+        source: &str,
+    ) -> PyResult<()> {
+        let addresses = addresses.into_iter().filter_map(peer_address).collect();
+        self.open(py)?.add_peer(name, addresses, source);
+        Ok(())
+    }
+
+    fn remove_peer(&self, py: Python<'_>, name: &str, source: &str) -> PyResult<()> {
+        self.open(py)?.remove_peer(name, source);
+        Ok(())
+    }
+
+    fn network_port(&self) -> Option<u16> {
+        self.inner.network_port()
+    }
+
     fn self_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         peer_tuple(py, self.inner(py)?.info())
     }
@@ -119,7 +152,8 @@ impl Node {
     }
 
     fn topic_dicts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let topics = self.open(py)?.topics();
+        let inner = self.open(py)?;
+        let topics = py.detach(|| inner.topics());
         PyList::new(py, topics.iter().map(|topic| topic_dict(py, topic)).collect::<PyResult<Vec<_>>>()?)
     }
 
@@ -144,11 +178,12 @@ impl Node {
         py: Python<'_>,
         topic: Option<&str>,
     ) -> PyResult<Vec<(String, Option<String>, &'static str, &'static str, String, String)>> {
-        let findings = self.open(py)?.findings(topic);
+        let inner = self.open(py)?;
+        let findings = py.detach(|| inner.findings(topic));
         let who = |peer: Option<Id>, address| peer.map_or(address, |id| id.to_string());
-        let tuples = findings
-            .into_iter()
-            .map(|its| (who(its.peer, its.address), its.topic, "shm", its.verdict, its.reason, its.remedy));
+        let tuples = findings.into_iter().map(|its| {
+            (who(its.peer, its.address), its.topic, its.path, its.verdict, its.reason, its.remedy)
+        });
         Ok(tuples.collect())
     }
 
@@ -185,10 +220,9 @@ impl Node {
 
     #[pyo3(signature = (linger=2.0))]
     fn close(&self, py: Python<'_>, linger: f64) {
-        // In shared memory everything published is with its subscribers already: nothing lingers.
-        let _ = Duration::try_from_secs_f64(linger);
+        let linger = Duration::try_from_secs_f64(linger.max(0.0)).unwrap_or(Duration::MAX / 4);
         if self.born.is_current() {
-            py.detach(|| self.inner.close());
+            py.detach(|| self.inner.close(linger));
         }
     }
 }
@@ -203,6 +237,23 @@ impl Node {
         }
         Ok(inner)
     }
+}
+
+/// The address to listen at.
+fn address_of(listen: &str) -> Result<SocketAddr, String> {
+    let found = listen.to_socket_addrs().ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| {
+        format!("listen is {listen:?}, which is no address of this host; write \"address:port\"")
+    })
+}
+
+/// An address as Python writes it; an IPv6 address may have a scope: "fe80::1%2".
+fn peer_address((host, port): (String, u16)) -> Option<SocketAddr> {
+    let (plain, scope) = host.split_once('%').unwrap_or((&host, "0"));
+    Some(match plain.parse().ok()? {
+        IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, scope.parse().ok()?).into(),
+        v4 => SocketAddr::new(v4, port),
+    })
 }
 
 fn topic_dict<'py>(py: Python<'py>, topic: &TopicEntry) -> PyResult<Bound<'py, PyDict>> {

@@ -422,14 +422,15 @@ impl Publisher {
     /// `timeout` in seconds, None for ever, 0 tries once. ValueError for a negative one, Closed.
     #[pyo3(signature = (timeout=None))]
     fn flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        deadline_from(timeout)?;
+        let (deadline, inner) = (deadline_from(timeout)?, self.door.get(py)?);
         self.open(py)?;
-        Ok(self.door.inner.is_flushed())
+        wait_in_steps(py, deadline, |step| inner.flush(step))
     }
 
     /// What `stats` is made of.
     fn stats_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.door.get(py)?.stats();
+        let inner = self.door.get(py)?;
+        let stats = py.detach(|| inner.stats());
         let dict = PyDict::new(py);
         dict.set_item("topic", self.topic())?;
         dict.set_item("published", stats.published)?;

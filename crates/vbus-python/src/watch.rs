@@ -105,6 +105,9 @@ fn event_tuple<'py>(py: Python<'py>, happening: &Happening) -> PyResult<Bound<'p
         Event::PeerRefused(it) => {
             ("peer_refused", &it.name, &it.address, &it.reason, &it.remedy, time_ns).into_pyobject(py)
         }
+        Event::PathChanged { peer, old, new, reason } => {
+            ("path_changed", peer_tuple(py, peer)?, old, new, reason, time_ns).into_pyobject(py)
+        }
         Event::TopicAdded(topic) => ("topic_added", &**topic, time_ns).into_pyobject(py),
         Event::TopicRemoved(topic) => ("topic_removed", &**topic, time_ns).into_pyobject(py),
         Event::SubscriberAdded(its) => {

@@ -3,9 +3,14 @@
 pub mod atomics;
 pub mod budget;
 pub mod descriptor;
+pub mod ecn;
 pub mod fork;
 pub mod id;
 pub mod lock;
 pub mod memory;
 pub mod news;
 pub mod notice;
+pub mod random;
+pub mod ranges;
+pub mod time;
+pub mod wait;

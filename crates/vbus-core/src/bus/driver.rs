@@ -3,59 +3,51 @@
 //! It runs no sample's course. Idle, it sleeps in one `epoll`; the node's state is locked for one event at a
 //! time.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 
-use super::counters::{COUNTERS_BYTES, CounterView};
-use super::events::{Event, Events, Leaving, Stranger};
+use super::counters::COUNTERS_BYTES;
+use super::events::{Event, Stranger};
 use super::greeting::{Greeting, Own, Step, Why};
-use super::inbox::Ending;
-use super::interest::{self, by_number};
-use super::node::{Neighbour, NodeCore, State, TopicMismatch};
+use super::hearing::on_neighbour;
+use super::interest;
+use super::node::NodeCore;
 use super::pair::{Flushed, Pair, Received, receive_packet, send_greeting};
-use super::subscriber::SubscriberCore;
+use super::parting::{end_neighbour, end_the_cut, leave_the_network};
+use super::remote::Remote;
+use super::state::{Neighbour, State};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::notice::Level;
-use crate::shm::board::{BOARD_BYTES, BoardEntry};
-use crate::shm::layout::{LINE, SEGMENT_NUMBERS};
-use crate::shm::link::ReadSegment;
+use crate::base::wait::wait;
 use crate::shm::meeting::{Connect, Meeting, Watch};
-use crate::shm::segment;
 use crate::wire::control::Message;
 
 const WAKE: u64 = 0;
 const WATCH: u64 = 1;
 const FIRST_LISTENER: u64 = 2;
+const UDP: u64 = FIRST_TOKEN - 1;
 /// Tokens of connections; the pidfd of a neighbour has its socket's token plus one.
 pub(super) const FIRST_TOKEN: u64 = 1 << 10;
 /// Strangers that may be in the middle of a greeting.
 const GREETINGS_MAX: usize = 256;
-/// Things of each kind that one neighbour may announce.
-const ANNOUNCED_MAX: usize = 1 << 16;
-/// Bytes of topics and types that one neighbour may announce.
-const ANNOUNCED_BYTES_MAX: usize = 64 << 20;
-/// Messages of one neighbour that are handled before the others get their turn.
-const BURST: usize = 64;
-/// More messages than a socket keeps of one who died; one who goes on talking only pretends.
-const LAST_WORDS: usize = 4096;
 /// After so long, those who were too busy to let us in are tried again.
 pub(super) const KNOCK_AGAIN: Duration = Duration::from_millis(50);
-/// The pidfd of a process that died is readable this much later than its sockets are closed, at the very most.
-const PROOF_TIME: Duration = Duration::from_secs(1);
 
 /// Starts the thread.
-pub(super) fn start(core: Arc<NodeCore>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("vbus".into()).stack_size(256 << 10).spawn(move || {
+pub(super) fn start(core: Arc<NodeCore>, remote: Option<Remote>) -> io::Result<JoinHandle<()>> {
+    if let Some(remote) = &remote {
+        watch_file(&core, remote.socket(), UDP, epoll::EventFlags::IN)?;
+    }
+    std::thread::Builder::new().name("vbus".into()).stack_size(512 << 10).spawn(move || {
         // Signals are for the threads of the program.
         std::mem::forget(crate::base::descriptor::SignalMask::close());
-        run(&core);
+        run(&core, remote);
     })
 }
 
@@ -189,29 +181,47 @@ fn say(core: &NodeCore, greeting: &Greeting, message: &Message) -> bool {
     send_greeting(greeting.socket.as_fd(), message, &pidfd)
 }
 
-fn run(core: &Arc<NodeCore>) {
+fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
     let mut buffer = Vec::new();
     let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
     let mut events = [nothing; 64];
+    // When to look for neighbours again, if there is a reason.
+    let mut look_at: Option<Instant> = None;
+    let mut wants_out = false;
     loop {
-        let pause = core.state.lock().next_look();
-        let again = pause.is_some();
-        let pause = pause.map(|pause| Timespec {
-            tv_sec: pause.as_secs() as i64,
-            tv_nsec: i64::from(pause.subsec_nanos()),
-        });
-        let count = epoll::wait(&core.epoll, &mut events, pause.as_ref()).unwrap_or(0);
-        let mut look_away = false;
+        let look = core.state.lock().next_look().map(|pause| Instant::now() + pause);
+        look_at = [look_at, look].into_iter().flatten().min();
+        let pause = look_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let mut count = 0;
+        if let Some(remote) = &mut remote {
+            remote.look(|| {
+                count = wait(&core.epoll, &mut events, Some(Duration::ZERO)).unwrap_or(0);
+                count > 0
+            });
+        }
+        let pause = match &mut remote {
+            _ if count > 0 => None,
+            None => pause,
+            Some(remote) if remote.fall_asleep() => Some(Duration::ZERO),
+            Some(remote) => [pause, remote.timeout()].into_iter().flatten().min(),
+        };
+        if count == 0 {
+            let start = Instant::now();
+            count = wait(&core.epoll, &mut events, pause).unwrap_or(0);
+            remote.iter_mut().for_each(|remote| remote.slept(start.elapsed()));
+        }
+        let (mut look_away, mut is_readable) = (false, false);
         for event in &events[..count] {
             let mut state = core.state.lock();
             if state.closing {
-                return;
+                break;
             }
             match event.data.u64() {
                 WAKE => {
                     core.wake.silence();
                 }
                 WATCH => on_change(&mut state),
+                UDP => is_readable = true,
                 listener if listener < FIRST_TOKEN => {
                     look_away |= !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize);
                 }
@@ -227,13 +237,25 @@ fn run(core: &Arc<NodeCore>) {
         }
         let mut state = core.state.lock();
         if state.closing {
+            drop(state);
+            remote.iter_mut().for_each(Remote::farewell);
             return;
         }
-        if again && count == 0 {
+        if look_at.is_some_and(|at| at <= Instant::now()) {
+            look_at = None;
             rejoin(core, &mut state);
             state.knock_again = knock_everywhere(core, &mut state, false);
         }
         tend(core, &mut state);
+        drop(state);
+        let Some(remote) = &mut remote else { continue };
+        remote.turn(is_readable);
+        if wants_out != remote.wants_out() {
+            wants_out = !wants_out;
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, wants_out);
+            let _ = epoll::modify(&core.epoll, remote.socket(), epoll::EventData::new_u64(UDP), flags);
+        }
     }
 }
 
@@ -259,7 +281,9 @@ fn tend(core: &Arc<NodeCore>, state: &mut State) {
             let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
             flags.set(epoll::EventFlags::OUT, wants_out);
             let data = epoll::EventData::new_u64(neighbour.token);
-            let _ = epoll::modify(&core.epoll, pair.socket(), data, flags);
+            if let Some(socket) = pair.socket() {
+                let _ = epoll::modify(&core.epoll, socket, data, flags);
+            }
         }
     }
 }
@@ -317,7 +341,9 @@ fn take_step(core: &Arc<NodeCore>, state: &mut State, token: u64, step: Step) {
         }
         Step::Decide(_) => {
             let peer = greeting.hello.as_ref().map(|hello| hello.id);
-            if peer.is_some_and(|peer| state.neighbours.contains_key(&peer)) {
+            let is_near =
+                |peer| state.neighbours.get(&peer).is_some_and(|its| its.pair.connection().is_none());
+            if peer.is_some_and(is_near) {
                 say(core, greeting, &Message::Duplicate);
                 return drop_greeting(core, state, token);
             }
@@ -373,7 +399,7 @@ fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
         });
     }
     let id = hello.map(|hello| hello.id);
-    core.note_stranger(state, Stranger { id, name, address, verdict, reason, remedy });
+    core.note_stranger(state, Stranger { id, name, address, path: "shm", verdict, reason, remedy });
 }
 
 fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
@@ -381,6 +407,8 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let Some(peer) = greeting.peer(since.as_nanos() as u64) else { return };
     let id = peer.id;
+    // Memory beats the network.
+    let was_far = leave_the_network(core, state, id);
     if state.neighbours.contains_key(&id) {
         // The other side knows that the old connection is dead before we do.
         end_neighbour(core, state, id, true);
@@ -401,334 +429,13 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     for subscriber in state.subscribers.values() {
         pair.send(&interest::announce_subscriber(subscriber), &[]);
     }
-    state.events.tell(Event::PeerJoined(Arc::clone(&pair.peer)));
+    let peer = Arc::clone(&pair.peer);
+    state.events.tell(if was_far {
+        Event::PathChanged { peer, old: "udp", new: "shm", reason: "the two share memory" }
+    } else {
+        Event::PeerJoined(peer)
+    });
     state.neighbours.insert(id, Neighbour::new(pair, token, greeting.pidfd));
     state.awaited.remove(&token);
     core.changed.notify_all();
-}
-
-// ---- neighbours ---------------------------------------------------------------------------------
-
-fn on_neighbour(core: &Arc<NodeCore>, state: &mut State, token: u64, buffer: &mut Vec<u8>) {
-    let Some(&peer) = state.tokens.get(&token) else { return };
-    let Some(neighbour) = state.neighbours.get(&peer) else { return };
-    // Whatever a pidfd has to say, or what came in its place.
-    let is_dead = neighbour.token != token;
-    let pair = Arc::clone(&neighbour.pair);
-    // A dead one's last words are all heard first.
-    for _ in 0..if is_dead { LAST_WORDS } else { BURST } {
-        match receive_packet(pair.socket(), buffer) {
-            Received::Nothing if is_dead => return end_neighbour(core, state, peer, true),
-            Received::Nothing => return,
-            Received::End if is_dead => return end_neighbour(core, state, peer, true),
-            Received::End => return on_cut(core, state, peer),
-            Received::Nonsense(reason) => return pair.break_off(reason),
-            Received::Message(message, files) => {
-                if let Some(neighbour) = state.neighbours.get_mut(&peer) {
-                    neighbour.silent = false;
-                }
-                if let Err(reason) = on_message(core, state, peer, message, files) {
-                    return pair.break_off(reason);
-                }
-            }
-        }
-    }
-    if is_dead {
-        end_neighbour(core, state, peer, true);
-    }
-}
-
-/// What a neighbour said. An error ends the connection.
-fn on_message(
-    core: &Arc<NodeCore>,
-    state: &mut State,
-    peer: Id,
-    message: Message,
-    mut files: Vec<OwnedFd>,
-) -> Result<(), String> {
-    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return Ok(()) };
-    let pair = Arc::clone(&neighbour.pair);
-    let mut file = || files.pop().ok_or("a descriptor is missing");
-    match message {
-        Message::Publisher(announced) => {
-            bounded(neighbour.publishers.len())?;
-            neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
-            super::topic::check_topic(&announced.topic).map_err(|error| error.to_string())?;
-            if neighbour.publishers.contains_key(&announced.id) {
-                return Err(format!("publisher {} was announced twice", announced.id));
-            }
-            state.events.publisher_appears(&announced.topic);
-            neighbour.publishers.insert(announced.id, announced);
-        }
-        Message::PublisherGone(id) => {
-            if let Some(gone) = neighbour.publishers.remove(&id) {
-                neighbour.forget_announced(&gone);
-                state.events.publisher_goes(&gone.topic);
-            }
-            // Links over which samples still wait keep the table.
-            neighbour.tables.remove(&id);
-            state.mismatches.retain(|mismatch| mismatch.publisher != id);
-        }
-        Message::Subscriber(announced) => {
-            bounded(neighbour.subscribers.len())?;
-            neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
-            super::topic::check_pattern(&announced.topic).map_err(|error| error.to_string())?;
-            if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
-                return Err(format!("subscriber {} was announced twice", announced.id));
-            }
-            state.events.tell(Event::SubscriberAdded(Arc::new(neighbour.endpoint(&announced))));
-            for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
-                interest::link_to_neighbour(core, state, peer, &publisher, &announced);
-            }
-        }
-        Message::SubscriberGone(id) => {
-            if let Some(gone) = neighbour.subscribers.remove(&id) {
-                neighbour.forget_announced(&gone);
-                state.events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(&gone))));
-            }
-            neighbour.their_doors.remove(&id);
-            state.mismatches.retain(|mismatch| mismatch.subscriber != id);
-        }
-        Message::Mismatch { publisher, subscriber, connects, field, offered, asked } => {
-            let topic = neighbour.publishers.get(&publisher).map_or(String::new(), |its| its.topic.clone());
-            let mismatch = TopicMismatch { topic, publisher, subscriber, connects, field, offered, asked };
-            core.note_mismatch(state, mismatch);
-        }
-        Message::Link(link) => {
-            bounded(neighbour.incoming.len())?;
-            let subscriber = state.subscribers.get(&link.subscriber).cloned();
-            interest::accept_link(core, neighbour, subscriber.as_ref(), link, file()?)?;
-        }
-        Message::LinkOpen { number, board, entry, bit } => {
-            open_link(neighbour, number, (board, entry, bit), files)?;
-        }
-        Message::LinkLeft(number) => {
-            if let Some((publisher, _)) = neighbour.out.remove(&number) {
-                publisher.leave_link(by_number(&pair, number));
-            }
-        }
-        Message::LinkEnded(number) => {
-            if let Some(incoming) = neighbour.incoming.remove(&number) {
-                let over = |_, its, pair_of: Option<&Arc<Pair>>| {
-                    its == number && pair_of.is_some_and(|its| Arc::ptr_eq(its, &pair))
-                };
-                incoming.subscriber.inbox.lock().end(Ending::Closed, over);
-                incoming.subscriber.stir();
-            }
-        }
-        Message::Segment { publisher, number, len, stride } => {
-            add_segment(neighbour, publisher, number, (len, stride), file()?)?;
-        }
-        Message::SegmentGone { publisher, number } => {
-            if let Some(table) = neighbour.tables.get(&publisher) {
-                table.remove(number);
-            }
-        }
-        Message::SpaceBell(number) => {
-            let hand = Arc::new(Descriptor::new(file()?));
-            if let Some(path) = neighbour.incoming.get(&number).and_then(|its| its.path.upgrade()) {
-                path.set_space_bell(hand);
-            }
-        }
-        Message::FlushReturns(number) => {
-            if let Some(path) = neighbour.incoming.get(&number).and_then(|its| its.path.upgrade()) {
-                path.flush_overflow();
-            }
-        }
-        Message::Counters { len } => {
-            let mapping = usize::try_from(len)
-                .map_err(|_| "counters of no size".to_owned())
-                .and_then(|len| segment::map_data(file()?, len).map_err(|error| error.to_string()))?;
-            neighbour.counters = CounterView::new(mapping);
-        }
-        Message::Sync(token) => {
-            pair.send(&Message::Synced(token), &[]);
-        }
-        Message::Synced(token) => neighbour.synced = neighbour.synced.max(token),
-        Message::Bye => neighbour.left = true,
-        Message::Hello(_)
-        | Message::Proof(_)
-        | Message::Welcome
-        | Message::Duplicate
-        | Message::Refused { .. } => return Err("it greets again".into()),
-    }
-    core.changed.notify_all();
-    if state.neighbours.get(&peer).is_some_and(|neighbour| neighbour.left) {
-        leave_neighbour(core, state, peer);
-    }
-    Ok(())
-}
-
-fn bounded(count: usize) -> Result<(), String> {
-    if count < ANNOUNCED_MAX { Ok(()) } else { Err(format!("it announced more than {ANNOUNCED_MAX} things")) }
-}
-
-fn open_link(
-    neighbour: &mut Neighbour,
-    number: u32,
-    (board, entry, bit): (u32, u32, u8),
-    mut files: Vec<OwnedFd>,
-) -> Result<(), String> {
-    let Some((publisher, subscriber)) = neighbour.out.get(&number).cloned() else { return Ok(()) };
-    if files.len() == 2 {
-        bounded(neighbour.their_boards.len())?;
-        let file = files.pop().expect("two are there");
-        let mapping = segment::map_pair(file, BOARD_BYTES).map_err(|error| error.to_string())?;
-        neighbour.their_boards.insert(board, Arc::new(mapping));
-    }
-    if let Some(bell) = files.pop() {
-        let mapping = neighbour.their_boards.get(&board).ok_or("a board that was never shown")?;
-        let entry = BoardEntry::new(Arc::clone(mapping), entry as usize).ok_or("no such entry")?;
-        neighbour.their_doors.insert(subscriber, (entry, Arc::new(Descriptor::new(bell))));
-    }
-    let (entry, bell) = neighbour.their_doors.get(&subscriber).cloned().ok_or("a link without a bell")?;
-    publisher.open_link(by_number(&neighbour.pair, number), entry, bit, bell);
-    Ok(())
-}
-
-fn add_segment(
-    neighbour: &mut Neighbour,
-    publisher: Id,
-    number: u32,
-    (len, stride): (u64, u64),
-    file: OwnedFd,
-) -> Result<(), String> {
-    bounded(neighbour.tables.len())?;
-    let (Ok(len), Ok(stride)) = (usize::try_from(len), usize::try_from(stride)) else {
-        return Err("a segment of no size".into());
-    };
-    if stride < 2 * LINE || stride % LINE != 0 || stride > len {
-        return Err(format!("a segment of {len} bytes in slots of {stride}"));
-    }
-    if number == 0 || number > SEGMENT_NUMBERS {
-        return Err(format!("segment number {number}"));
-    }
-    // Without a link nobody reads it: it was closed meanwhile, or never asked for.
-    if !neighbour.incoming.values().any(|its| its.publisher == publisher) {
-        return Ok(());
-    }
-    let mapping = segment::map_data(file, len).map_err(|error| error.to_string())?;
-    let segment = ReadSegment { mapping: Arc::new(mapping), stride };
-    neighbour.tables.entry(publisher).or_default().insert(number, segment);
-    // Whoever met an entry before its segment looks again.
-    for incoming in neighbour.incoming.values().filter(|its| its.publisher == publisher) {
-        incoming.subscriber.inbox.lock().poll_all();
-        incoming.subscriber.stir();
-    }
-    Ok(())
-}
-
-/// A neighbour said goodbye: it publishes and takes no more, but may still hold samples of ours.
-fn leave_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
-    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return };
-    let pair = Arc::clone(&neighbour.pair);
-    let out: Vec<_> = neighbour.out.drain().collect();
-    for (number, (publisher, _)) in &out {
-        publisher.leave_link(by_number(&pair, *number));
-    }
-    end_incoming(neighbour, Ending::Closed);
-    leave_groups(&state.subscribers, peer);
-    tell_of_leaving(&mut state.events, neighbour, Leaving::Bye);
-    neighbour.publishers.clear();
-    neighbour.subscribers.clear();
-    core.changed.notify_all();
-}
-
-/// First what it had goes, then the peer itself.
-fn tell_of_leaving(events: &mut Events, neighbour: &Neighbour, leaving: Leaving) {
-    for its in neighbour.subscribers.values() {
-        events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(its))));
-    }
-    neighbour.publishers.values().for_each(|its| events.publisher_goes(&its.topic));
-    events.tell(Event::PeerLeft(Arc::clone(&neighbour.pair.peer), leaving));
-}
-
-fn end_incoming(neighbour: &mut Neighbour, ending: Ending) {
-    let pair = Arc::clone(&neighbour.pair);
-    for (_, incoming) in neighbour.incoming.drain() {
-        let over = |_, _, its: Option<&Arc<Pair>>| its.is_some_and(|its| Arc::ptr_eq(its, &pair));
-        incoming.subscriber.inbox.lock().end(ending, over);
-        incoming.subscriber.stir();
-    }
-}
-
-/// Nothing new will come to our subscribers from a node.
-fn leave_groups(subscribers: &HashMap<Id, Arc<SubscriberCore>>, peer: Id) {
-    subscribers.values().for_each(|subscriber| subscriber.inbox.lock().leave_group(peer));
-}
-
-/// The connection is cut. After a goodbye that is its end. Without one the process is dead, which its pidfd says in
-/// a moment; if it does not, the process lives and may still read what it held.
-fn on_cut(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
-    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return };
-    let proof = neighbour.pidfd.as_ref().filter(|_| !neighbour.left);
-    if proof.is_none_or(is_readable) {
-        return end_neighbour(core, state, peer, true);
-    }
-    let _ = epoll::delete(&core.epoll, neighbour.pair.socket());
-    neighbour.cut = Some(Instant::now());
-    state.try_again = true;
-}
-
-/// Ends the neighbours whose connection was cut, when it is proved that they are dead, or has not been for long.
-fn end_the_cut(core: &Arc<NodeCore>, state: &mut State) {
-    let cut = |its: &Neighbour| its.cut.map(|since| (its.pair.peer.id, since));
-    for (peer, since) in state.neighbours.values().filter_map(cut).collect::<Vec<_>>() {
-        let pidfd = state.neighbours.get(&peer).and_then(|its| its.pidfd.as_ref());
-        match pidfd.is_none_or(is_readable) {
-            true => end_neighbour(core, state, peer, true),
-            false if since.elapsed() > PROOF_TIME => end_neighbour(core, state, peer, false),
-            false => state.try_again = true,
-        }
-    }
-}
-
-/// A connection is at an end: what the neighbour held comes back, what it sent can still be taken.
-fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, gone: bool) {
-    let Some(mut neighbour) = state.neighbours.remove(&peer) else { return };
-    let pair = Arc::clone(&neighbour.pair);
-    let _ = epoll::delete(&core.epoll, pair.socket());
-    if let Some(pidfd) = &neighbour.pidfd {
-        let _ = epoll::delete(&core.epoll, pidfd);
-    }
-    state.tokens.remove(&neighbour.token);
-    state.tokens.remove(&(neighbour.token + 1));
-    let is_proved = neighbour.pidfd.as_ref().is_some_and(is_readable);
-    if !neighbour.left {
-        let leaving = if is_proved { Leaving::Died } else { Leaving::Timeout };
-        tell_of_leaving(&mut state.events, &neighbour, leaving);
-    }
-    let lives = !gone && neighbour.pidfd.is_some() && !is_proved;
-    let mut retired = 0;
-    for publisher in state.publishers.values() {
-        retired += publisher.forget_pair(&pair, lives);
-    }
-    if retired > 0 {
-        core.notices.tell(Level::Warning, &format!("retired {peer}"), || {
-            format!("{retired} slots that {:?} may still read are not used again", pair.peer.name)
-        });
-    }
-    end_incoming(&mut neighbour, Ending::Died);
-    // Links that their publisher had closed may still wait for a segment, which will not come any more.
-    for subscriber in state.subscribers.values() {
-        let over = |_, _, its: Option<&Arc<Pair>>| its.is_some_and(|its| Arc::ptr_eq(its, &pair));
-        subscriber.inbox.lock().end(Ending::Died, over);
-        subscriber.stir();
-    }
-    leave_groups(&state.subscribers, peer);
-    state.mismatches.retain(|mismatch| {
-        !neighbour.publishers.contains_key(&mismatch.publisher)
-            && !neighbour.subscribers.contains_key(&mismatch.subscriber)
-    });
-    if gone {
-        pair.close();
-    } else {
-        pair.shut_down();
-        state.shun(peer);
-    }
-    core.changed.notify_all();
-}
-
-fn is_readable(file: &Descriptor) -> bool {
-    crate::base::descriptor::wait_readable(&[file.as_fd()], Some(Duration::ZERO), None).unwrap_or(false)
 }

@@ -28,6 +28,17 @@ pub enum Event {
     PeerLeft(Arc<PeerInfo>, Leaving),
     /// A node may not connect.
     PeerRefused(Arc<Stranger>),
+    /// Samples to and from a peer take another way.
+    PathChanged {
+        /// Who.
+        peer: Arc<PeerInfo>,
+        /// The way before.
+        old: &'static str,
+        /// The way now.
+        new: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
     /// A topic has its first publisher.
     TopicAdded(Arc<str>),
     /// A topic lost its last publisher.
@@ -58,6 +69,8 @@ pub struct Stranger {
     pub name: String,
     /// Where it is.
     pub address: String,
+    /// How it was found: `shm` or `udp`.
+    pub path: &'static str,
     /// `refused`, or `off` if it is of another domain.
     pub verdict: &'static str,
     /// Why.

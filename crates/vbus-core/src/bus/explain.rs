@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::node::{Neighbour, NodeCore, State};
+use super::node::NodeCore;
 use super::pair::PeerInfo;
 use super::publisher::monotonic_ns;
+use super::state::{Neighbour, State};
 use super::topic;
 use crate::base::id::Id;
 
@@ -19,6 +20,8 @@ pub struct Finding {
     pub peer: Option<Id>,
     /// Where a stranger is.
     pub address: String,
+    /// `shm` or `udp`.
+    pub path: &'static str,
     /// The topic that it is about; `None` for all.
     pub topic: Option<String>,
     /// `used`, `refused`, `off`.
@@ -34,6 +37,7 @@ impl Finding {
         Self {
             peer: Some(peer),
             address: String::new(),
+            path: "shm",
             topic: topic.map(str::to_owned),
             verdict: "used",
             reason,
@@ -54,6 +58,7 @@ pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
     state.forget_strangers_that_left();
     let mut found: Vec<Finding> = state.peers().map(|neighbour| connected(neighbour, only)).collect();
     found.extend(strangers(&state));
+    found.extend(unreached(core));
     found.extend(waiting(core, &state, only));
     found.extend(mismatches(core, &state, only));
     found.extend(only.and_then(|topic| one_sided(core, &state, topic)));
@@ -63,16 +68,42 @@ pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
 /// A peer, and what it has to do with the topic.
 fn connected(neighbour: &Neighbour, only: Option<&str>) -> Finding {
     let peer = neighbour.pair.peer.id;
-    let Some(topic) = only else { return Finding::used(peer, None, "the two share memory".into()) };
+    let used = |topic, reason| Finding { path: path_of(neighbour), ..Finding::used(peer, topic, reason) };
+    let way = match neighbour.pair.peer_now().rtt {
+        _ if neighbour.pair.connection().is_none() => "the two share memory".to_owned(),
+        Some(rtt) => format!("encrypted over UDP, round trip {:.3} ms", rtt.as_secs_f64() * 1e3),
+        None => "encrypted over UDP".to_owned(),
+    };
+    let Some(topic) = only else { return used(None, way) };
     let publishes = neighbour.publishers.values().any(|its| topic::overlap(topic, &its.topic));
     let subscribes = neighbour.subscribers.values().find(|its| topic::overlap(topic, &its.topic));
     let role = match (publishes, subscribes) {
         (true, None) => "it publishes".to_owned(),
         (false, Some(its)) => format!("it subscribes to {:?}", its.topic),
         (true, Some(its)) => format!("it publishes, and subscribes to {:?}", its.topic),
-        (false, None) => return Finding::used(peer, None, "the two share memory".into()),
+        (false, None) => return used(None, way),
     };
-    Finding::used(peer, only, format!("the two share memory; {role}"))
+    used(only, format!("{way}; {role}"))
+}
+
+fn path_of(neighbour: &Neighbour) -> &'static str {
+    neighbour.pair.peer.path.unwrap_or("shm")
+}
+
+/// Names that the user gave which lead to nobody.
+fn unreached(core: &NodeCore) -> Vec<Finding> {
+    let troubles = core.net.as_ref().map(|net| net.troubles()).unwrap_or_default();
+    let remedy = "start the node there, or correct `peers`; UDP must pass in both directions";
+    let finding = |(address, reason): (String, String)| Finding {
+        peer: None,
+        address,
+        path: "udp",
+        topic: None,
+        verdict: "failed",
+        reason,
+        remedy: remedy.to_owned(),
+    };
+    troubles.into_iter().map(finding).collect()
 }
 
 /// Nodes that may not join, or are elsewhere.
@@ -80,6 +111,7 @@ fn strangers(state: &State) -> impl Iterator<Item = Finding> + '_ {
     state.strangers.iter().map(|stranger| Finding {
         peer: None,
         address: stranger.address.clone(),
+        path: stranger.path,
         topic: None,
         verdict: stranger.verdict,
         reason: format!("{}: {}", stranger.name, stranger.reason),
@@ -106,7 +138,8 @@ fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
             owner.name
         );
         let remedy = format!("let {:?} read faster, raise `depth`, or let `on_full` drop", owner.name);
-        found.push(Finding::used(owner.id, Some(topic), reason).with_remedy(remedy));
+        let path = owner.path.or(publisher.path).unwrap_or("shm");
+        found.push(Finding { path, ..Finding::used(owner.id, Some(topic), reason).with_remedy(remedy) });
     };
     if let Some(counters) = &core.counters {
         for publisher in state.publishers.values() {
@@ -114,9 +147,12 @@ fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
         }
     }
     for neighbour in state.peers() {
-        let Some(counters) = &neighbour.counters else { continue };
         for its in neighbour.publishers.values() {
-            tell(&neighbour.pair.peer, &its.topic, counters.blocked(its.counter));
+            let blocked = match &neighbour.counters {
+                Some(counters) => counters.blocked(its.counter),
+                None => neighbour.figures.get(&its.counter).and_then(|figures| figures.blocked),
+            };
+            tell(&neighbour.pair.peer, &its.topic, blocked);
         }
     }
     found

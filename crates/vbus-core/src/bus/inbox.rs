@@ -62,12 +62,14 @@ struct Entry {
     group: usize,
     bit: usize,
     lifespan_ns: Option<u64>,
+    ordered: bool,
+    /// What was gone at the last look, where that is not seen from the numbers.
+    gone: u64,
     /// The sequence that comes next.
     expected: Option<u64>,
     delivered: u64,
     bytes: u64,
     expired: u64,
-    lost: u64,
     ending: Option<Ending>,
 }
 
@@ -89,6 +91,8 @@ pub(super) struct NewEntry {
     pub(super) group: usize,
     pub(super) bit: u8,
     pub(super) lifespan_ns: Option<u64>,
+    /// Whether what comes is in the order of its numbers.
+    pub(super) ordered: bool,
 }
 
 impl Inbox {
@@ -165,11 +169,12 @@ impl Inbox {
             group: new.group,
             bit,
             lifespan_ns: new.lifespan_ns,
+            ordered: new.ordered,
+            gone: 0,
             expected: None,
             delivered: 0,
             bytes: 0,
             expired: 0,
-            lost: 0,
             ending: None,
         });
     }
@@ -434,7 +439,12 @@ impl Entry {
         let sequence = taken.header.sequence;
         let expected =
             *self.expected.get_or_insert_with(|| self.link.memory().first().load(Ordering::Relaxed));
-        let (Some(lost), Some(next)) = (sequence.checked_sub(expected), sequence.checked_add(1)) else {
+        let missing = match sequence.checked_sub(expected) {
+            // What is missing may still come.
+            _ if !self.ordered => Some(0),
+            missing => missing,
+        };
+        let (Some(missing), Some(next)) = (missing, sequence.checked_add(1)) else {
             return Err(format!("sample {sequence} came when {expected} was due"));
         };
         if let Some(lifespan) = self.lifespan_ns
@@ -445,10 +455,21 @@ impl Entry {
             self.link.memory().expired().store(self.expired, Ordering::Release);
             return Ok(None);
         }
-        self.expected = Some(next);
+        let lost = if self.ordered { missing } else { self.gone_since() };
+        self.expected = Some(next.max(expected));
         self.delivered += 1;
         self.bytes += taken.header.payload_len;
         Ok(Some(Sample::new(taken, Arc::clone(&self.source), lost)))
+    }
+
+    /// How many more are known not to come than at the last look.
+    fn gone_since(&mut self) -> u64 {
+        let memory = self.link.memory();
+        let dropped = Cause::ALL.map(|cause| memory.dropped(cause).load(Ordering::Relaxed).min(COUNT_MAX));
+        let lost = memory.lost().load(Ordering::Relaxed).min(COUNT_MAX);
+        let gone = dropped.iter().sum::<u64>() + lost + self.expired;
+        let before = std::mem::replace(&mut self.gone, gone);
+        gone.saturating_sub(before)
     }
 
     /// The counts now, as far as both sides wrote them; they always add up.
@@ -460,7 +481,8 @@ impl Entry {
             dropped[cause as usize] = memory.dropped(cause).load(Ordering::Relaxed).min(COUNT_MAX);
         }
         dropped[Cause::Lifespan as usize] += self.expired;
-        let settled = self.delivered + self.lost + dropped.iter().sum::<u64>();
+        let lost = memory.lost().load(Ordering::Relaxed).min(COUNT_MAX);
+        let settled = self.delivered + lost + dropped.iter().sum::<u64>();
         let pushed = memory.forward().tail.load(Ordering::Relaxed).min(COUNT_MAX);
         let skipped = memory.skipped().load(Ordering::Relaxed).min(COUNT_MAX);
         let moved = memory.moved().load(Ordering::Relaxed).min(COUNT_MAX);
@@ -473,7 +495,7 @@ impl Entry {
             delivered: self.delivered,
             waiting: sent - settled,
             dropped,
-            lost: self.lost,
+            lost,
         }
     }
 }

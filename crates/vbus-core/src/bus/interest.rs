@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::inbox::NewEntry;
-use super::node::{Incoming, Neighbour, NodeCore, State, TopicMismatch};
-use super::out_link::{LinkKey, NewLink};
-use super::pair::Pair;
+use super::node::NodeCore;
+use super::out_link::{LinkKey, NewLink, Reader};
+use super::pair::{Pair, PeerInfo};
 use super::publisher::PublisherCore;
 use super::qos::{DEPTH_MAX, Offer, OnFull, Qos};
 use super::shape;
+use super::state::{Incoming, Neighbour, State};
 use super::subscriber::{Source, SubscriberCore};
 use super::topic;
+use super::topics::TopicMismatch;
+use crate::base::atomics::Ordering;
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::notice::Level;
@@ -61,10 +64,48 @@ pub(super) fn link_within(
     subscriber: &Arc<SubscriberCore>,
 ) {
     let Some(agreed) = agree(core, state, publisher, &Wish::of(subscriber), None) else { return };
+    let source = Source {
+        publisher: publisher.id,
+        topic: Arc::clone(&publisher.topic),
+        peer: Arc::clone(&core.info),
+        via: "shm",
+    };
+    link_agreed(core, publisher, subscriber, agreed, source, true);
+}
+
+/// Links a far publisher's likeness with a subscriber of this node, as was agreed: the number of the link, and
+/// the first sample that is meant for it. `ordered`: they come in the order of their numbers.
+pub(super) fn link_likeness(
+    core: &Arc<NodeCore>,
+    likeness: &Arc<PublisherCore>,
+    subscriber: &Arc<SubscriberCore>,
+    agreed: Offer,
+    (peer, ordered): (&Arc<PeerInfo>, bool),
+) -> Option<(LinkNumber, u64)> {
+    let source = Source {
+        publisher: likeness.id,
+        topic: Arc::clone(&likeness.topic),
+        peer: Arc::clone(peer),
+        via: "udp",
+    };
+    link_agreed(core, likeness, subscriber, agreed, source, ordered)
+}
+
+fn link_agreed(
+    core: &Arc<NodeCore>,
+    publisher: &Arc<PublisherCore>,
+    subscriber: &Arc<SubscriberCore>,
+    agreed: Offer,
+    source: Source,
+    ordered: bool,
+) -> Option<(LinkNumber, u64)> {
     let size = size_for(&agreed);
     let (memory, _file) = match create_pair("vbus-link", size.bytes()) {
         Ok(made) => made,
-        Err(error) => return tell_no_memory(core, publisher, &error),
+        Err(error) => {
+            tell_no_memory(core, publisher, &error);
+            return None;
+        }
     };
     let memory = LinkMemory::new(Arc::new(memory), size).expect("made with this size");
     let number = core.next_local_link();
@@ -73,23 +114,16 @@ pub(super) fn link_within(
         subscriber: subscriber.id,
         peer: Arc::clone(&core.info),
         pair: None,
-        local: Some(Arc::clone(subscriber)),
+        local: Some(Reader::Subscriber(Arc::clone(subscriber))),
         memory: memory.clone(),
         agreed,
     };
-    if publisher.add_link(link).is_none() {
-        return;
-    }
+    publisher.add_link(link)?;
     let path = ReturnPath::new(memory.clone(), Arc::new(()));
     path.set_space_bell(Arc::clone(publisher.local_bell()));
     subscriber.remember_path(number, &path);
     let table = subscriber.local_table(publisher.id);
-    let source = Source {
-        publisher: publisher.id,
-        topic: Arc::clone(&publisher.topic),
-        peer: Arc::clone(&core.info),
-        via: "shm",
-    };
+    let words = memory.clone();
     let opened = add_entry(core, None, subscriber, |group, bit| NewEntry {
         link: InLink::new(memory, path, table),
         number,
@@ -98,13 +132,17 @@ pub(super) fn link_within(
         group,
         bit,
         lifespan_ns: agreed.lifespan.map(|time| time.as_nanos() as u64),
+        ordered,
     });
-    if let Some(opened) = opened {
-        let find = |key: &LinkKey<'_>| key.pair.is_none() && key.number == number;
-        publisher.open_link(find, opened.entry, opened.bit, Arc::clone(subscriber.bell()));
-        // Whoever sleeps does so without the bell of this group.
-        subscriber.stir();
-    }
+    let find = |key: &LinkKey<'_>| key.pair.is_none() && key.number == number;
+    let Some(opened) = opened else {
+        publisher.leave_link(find);
+        return None;
+    };
+    publisher.open_link(find, opened.entry, opened.bit, Arc::clone(subscriber.bell()));
+    // Whoever sleeps does so without the bell of this group.
+    subscriber.stir();
+    Some((number, words.first().load(Ordering::Relaxed)))
 }
 
 /// Links a publisher with a neighbour's subscriber, if they match.
@@ -118,6 +156,12 @@ pub(super) fn link_to_neighbour(
     let Some(pair) = state.neighbours.get(&peer).map(|neighbour| Arc::clone(&neighbour.pair)) else { return };
     let wish = Wish::of_announced(announced);
     let Some(agreed) = agree(core, state, publisher, &wish, Some(&pair)) else { return };
+    if pair.connection().is_some() {
+        if let Err(error) = publisher.join_far(core, &pair, wish.id, agreed) {
+            tell_no_memory(core, publisher, &error);
+        }
+        return;
+    }
     let size = size_for(&agreed);
     let (memory, file) = match create_pair("vbus-link", size.bytes()) {
         Ok(made) => made,
@@ -200,6 +244,7 @@ pub(super) fn accept_link(
         group,
         bit,
         lifespan_ns: link.qos.lifespan_ns,
+        ordered: true,
     });
     let Some(opened) = opened else { return Ok(()) };
     let message = Message::LinkOpen {

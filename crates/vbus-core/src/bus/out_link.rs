@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::forward::{FarLink, FarSubscriber};
 use super::pair::{Pair, PeerInfo};
 use super::qos::Offer;
 use super::stats::LinkStats;
@@ -23,7 +24,9 @@ pub(super) struct OutLink {
     pub(super) peer: Arc<PeerInfo>,
     /// `None`: the subscriber is of the same node.
     pub(super) pair: Option<Arc<Pair>>,
-    pub(super) local: Option<Arc<SubscriberCore>>,
+    pub(super) local: Option<Reader>,
+    /// Behind a reader that sends over the network: who takes part there.
+    pub(super) far: Vec<FarSubscriber>,
     pub(super) memory: LinkMemory,
     pub(super) ring: RingWriter,
     pub(super) returns: ReturnReader,
@@ -41,6 +44,7 @@ pub(super) struct OutLink {
     /// Entries that were pushed a second time, further back.
     pub(super) moved: u64,
     pub(super) dropped: Dropped,
+    pub(super) lost: u64,
     /// It was opened once, and counts.
     pub(super) opened: bool,
     /// Segments that the other side has, one bit each.
@@ -71,9 +75,61 @@ pub(super) struct NewLink {
     pub(super) subscriber: Id,
     pub(super) peer: Arc<PeerInfo>,
     pub(super) pair: Option<Arc<Pair>>,
-    pub(super) local: Option<Arc<SubscriberCore>>,
+    pub(super) local: Option<Reader>,
     pub(super) memory: LinkMemory,
     pub(super) agreed: Offer,
+}
+
+/// Who reads a link in the publisher's own process.
+#[derive(Clone)]
+pub(super) enum Reader {
+    /// A subscriber of the node.
+    Subscriber(Arc<SubscriberCore>),
+    /// The node's driver, which sends to a far peer.
+    Driver(Arc<FarLink>),
+}
+
+impl Reader {
+    /// There is a segment in which samples will lie.
+    pub(super) fn show_segment(&self, publisher: Id, view: &SegmentView) {
+        match self {
+            Self::Subscriber(subscriber) => subscriber.show_segment(publisher, view),
+            Self::Driver(far) => far.show_segment(view),
+        }
+    }
+
+    /// It was given up.
+    pub(super) fn hide_segment(&self, publisher: Id, number: u32) {
+        match self {
+            Self::Subscriber(subscriber) => subscriber.hide_segment(publisher, number),
+            Self::Driver(far) => far.hide_segment(number),
+        }
+    }
+
+    /// The link is at an end, with everything that lay in its segments.
+    pub(super) fn forget_publisher(&self, publisher: Id) {
+        match self {
+            Self::Subscriber(subscriber) => subscriber.forget_publisher(publisher),
+            // Its segments go with the link.
+            Self::Driver(_) => {}
+        }
+    }
+
+    /// There is room in the return ring.
+    pub(super) fn flush_returns(&self, number: LinkNumber) {
+        match self {
+            Self::Subscriber(subscriber) => subscriber.flush_returns(number),
+            Self::Driver(far) => far.flush_returns(),
+        }
+    }
+
+    /// The publisher closed; what waits can still be read.
+    pub(super) fn end_link(&self, publisher: Id) {
+        match self {
+            Self::Subscriber(subscriber) => subscriber.end_link(publisher),
+            Self::Driver(far) => far.end(),
+        }
+    }
 }
 
 /// What tells one link from the others.
@@ -101,9 +157,30 @@ impl OutLink {
         Ok(self.counted() >= depth || self.ring.is_full())
     }
 
-    /// Slots that programs hold.
+    /// Slots that programs hold, or that are under way to a far peer.
     pub(super) fn held(&self) -> u64 {
         self.outstanding.saturating_sub(self.ring.waiting())
+    }
+
+    /// Whether the network is behind it.
+    pub(super) fn is_far(&self) -> bool {
+        matches!(self.local, Some(Reader::Driver(_))) || !self.far.is_empty()
+    }
+
+    /// Subscribers that get what is published now.
+    pub(super) fn subscribers(&self) -> usize {
+        if self.is_far() { self.far.iter().filter(|its| its.has_joined()).count() } else { 1 }
+    }
+
+    /// The counts of everyone behind it, when the publisher comes to `sequence`.
+    pub(super) fn all_stats(&mut self, sequence: u64) -> Vec<LinkStats> {
+        if !self.is_far() {
+            return vec![self.stats(self.publisher)];
+        }
+        let mut dropped = self.dropped;
+        dropped[Cause::Lifespan as usize] += self.memory.expired().load(Ordering::Acquire);
+        let joined = self.far.iter().filter(|its| its.has_joined());
+        joined.map(|its| its.stats((self.publisher, &self.peer), sequence, &dropped)).collect()
     }
 
     pub(super) fn drop_one(&mut self, cause: Cause) {
@@ -116,6 +193,22 @@ impl OutLink {
         self.skipped += 1;
         self.memory.skipped().store(self.skipped, Ordering::Relaxed);
         self.drop_one(cause);
+    }
+
+    /// Samples for this link that are not pushed because they were dropped before they came here.
+    pub(super) fn skip_many(&mut self, cause: Cause, count: u64) {
+        self.skipped += count;
+        self.memory.skipped().store(self.skipped, Ordering::Relaxed);
+        self.dropped[cause as usize] += count;
+        self.memory.dropped(cause).store(self.dropped[cause as usize], Ordering::Relaxed);
+    }
+
+    /// Samples for this link that the network took.
+    pub(super) fn lose(&mut self, count: u64) {
+        self.skipped += count;
+        self.memory.skipped().store(self.skipped, Ordering::Relaxed);
+        self.lost += count;
+        self.memory.lost().store(self.lost, Ordering::Relaxed);
     }
 
     /// The counts now; they always add up.
@@ -134,7 +227,7 @@ impl OutLink {
             delivered: self.ring.taken() - expired,
             waiting: self.ring.waiting(),
             dropped,
-            lost: 0,
+            lost: self.lost,
         }
     }
 
@@ -157,8 +250,8 @@ impl OutLink {
     /// Has the other side map the segment before it meets an entry in it. False: not possible right now.
     pub(super) fn show(&mut self, publisher: Id, view: &SegmentView) -> bool {
         let shown = match (&self.local, &self.pair) {
-            (Some(subscriber), _) => {
-                subscriber.show_segment(publisher, view);
+            (Some(reader), _) => {
+                reader.show_segment(publisher, view);
                 true
             }
             (None, Some(pair)) => {

@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blocked::{Blocked, PublishError, Why};
 use super::loan::Place;
 use super::meta::Meta;
 use super::out_link::{LinkKey, OutLink};
-use super::publisher::{Blocked, PublishError, PublisherCore, Why};
+use super::publisher::PublisherCore;
 use super::qos::OnFull;
 use super::room::Waiters;
 use super::spin::Spin;
@@ -34,7 +35,8 @@ pub(super) struct Outbox {
     pub(super) blocked: Duration,
     pub(super) spin: Spin,
     pub(super) waiters: Waiters,
-    /// Something was pushed and nobody was told yet; never so when the lock is let go.
+    /// Something was pushed and nobody was told yet; never so when the lock is let go, but in a mirror's, in the
+    /// midst of a batch.
     pub(super) unannounced: bool,
     pub(super) closed: bool,
 }
@@ -97,6 +99,11 @@ impl Outbox {
             .iter()
             .enumerate()
             .filter_map(|(at, link)| link.as_ref().filter(|link| link.is_open()).map(|link| (at, link)))
+    }
+
+    /// Subscribers that get what is published now.
+    pub(super) fn subscribers(&self) -> usize {
+        self.open_links().map(|(_, link)| link.subscribers()).sum()
     }
 
     /// Takes back the slots that subscribers are done with.
@@ -252,9 +259,10 @@ impl Outbox {
     pub(super) fn remove(&mut self, at: LinkIndex) {
         let Some(mut link) = self.links[at].take() else { return };
         self.hide_segments(&link);
-        let stats = link.stats(link.subscriber);
-        add_dropped(&mut self.ended.dropped, &stats.dropped);
-        self.ended.lost += stats.lost + stats.waiting;
+        for stats in link.all_stats(self.sequence) {
+            add_dropped(&mut self.ended.dropped, &stats.dropped);
+            self.ended.lost += stats.lost + stats.waiting;
+        }
     }
 
     /// Has the other side of a link that ends forget our segments, unless another link needs them there.

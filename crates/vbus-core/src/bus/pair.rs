@@ -1,20 +1,27 @@
-//! The connection of two neighbours: messages out in order, never waiting for the other side.
+//! The connection of two peers: messages out in order, never waiting for the other side.
+//!
+//! Near peers share memory, and a socket joins them that also carries descriptors. Far ones talk over the control
+//! stream of a connection of the network, into which the driver puts what waits here.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 
-use crate::base::atomics::{AtomicU32, Ordering};
+use super::forward::FarLink;
+use crate::base::atomics::{AtomicU32, AtomicU64, Ordering};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::base::lock::Mutex;
+use crate::transport::Connection;
 use crate::wire::control::{FILES_MAX, MESSAGE_MAX, Message};
 
 /// Messages that wait for a neighbour that does not read; one that is only stopped for a while fits.
@@ -31,29 +38,53 @@ pub struct PeerInfo {
     pub host: String,
     /// Its process, as it sees itself.
     pub pid: u32,
+    /// Where it listens on the network.
+    pub addresses: Vec<String>,
     /// How samples travel; `None` for oneself.
     pub path: Option<&'static str>,
+    /// Round trip, where it was measured.
+    pub rtt: Option<Duration>,
     /// Wall clock of the meeting.
     pub since_ns: u64,
     /// Its release.
     pub version: String,
 }
 
-/// A connection to a neighbour.
+/// A connection to a peer.
 #[derive(Debug)]
 pub(crate) struct Pair {
     /// Who.
     pub(super) peer: Arc<PeerInfo>,
-    socket: Descriptor,
+    way: Way,
     outgoing: Mutex<Outgoing>,
     /// Rung when the driver should look at this pair.
     driver: Arc<Descriptor>,
     next_link: AtomicU32,
+    /// Round trip; 0 where it was not measured.
+    rtt_ns: AtomicU64,
+    /// Where it is, since it moved.
+    moved: Mutex<Option<SocketAddr>>,
+}
+
+/// What carries the messages of a pair.
+#[derive(Debug)]
+enum Way {
+    Near(Descriptor),
+    Far(Connection),
+}
+
+/// What waits to go out.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// A message with its descriptors, which only near peers get.
+    Message(Vec<u8>, Vec<Arc<Descriptor>>),
+    /// A stream is to be opened for what a publisher sends, and the other side to be told who takes part.
+    Open(Arc<FarLink>),
 }
 
 #[derive(Debug, Default)]
 struct Outgoing {
-    waiting: VecDeque<(Vec<u8>, Vec<Arc<Descriptor>>)>,
+    waiting: VecDeque<Item>,
     /// Descriptors that wait with them.
     files: usize,
     /// Why the connection must end.
@@ -69,15 +100,77 @@ impl Outgoing {
     }
 }
 
+/// Where a peer can be reached that is seen at an address: that one first, then what it says itself, without
+/// those that only mean something on its own host.
+pub(super) fn reachable(seen: SocketAddr, said: Vec<String>) -> Vec<String> {
+    let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+    let leads_there = |its: &String| {
+        its.parse::<SocketAddr>()
+            .is_ok_and(|its| its != seen && (!its.ip().is_loopback() || seen.ip().is_loopback()))
+    };
+    std::iter::once(seen.to_string()).chain(said.into_iter().filter(leads_there)).collect()
+}
+
 impl Pair {
     /// A pair over a connected socket.
     pub(super) fn new(peer: Arc<PeerInfo>, socket: Descriptor, driver: Arc<Descriptor>) -> Arc<Self> {
-        Arc::new(Self { peer, socket, outgoing: Mutex::default(), driver, next_link: AtomicU32::new(1) })
+        Self::over(peer, Way::Near(socket), driver)
     }
 
-    /// The socket.
-    pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// A pair over a connection of the network.
+    pub(super) fn far(peer: Arc<PeerInfo>, connection: Connection, driver: Arc<Descriptor>) -> Arc<Self> {
+        Self::over(peer, Way::Far(connection), driver)
+    }
+
+    fn over(peer: Arc<PeerInfo>, way: Way, driver: Arc<Descriptor>) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            way,
+            outgoing: Mutex::default(),
+            driver,
+            next_link: AtomicU32::new(1),
+            rtt_ns: AtomicU64::new(0),
+            moved: Mutex::default(),
+        })
+    }
+
+    /// The socket of a near pair.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match &self.way {
+            Way::Near(socket) => Some(socket.as_fd()),
+            Way::Far(_) => None,
+        }
+    }
+
+    /// The connection of a far pair.
+    pub(super) fn connection(&self) -> Option<Connection> {
+        match self.way {
+            Way::Near(_) => None,
+            Way::Far(connection) => Some(connection),
+        }
+    }
+
+    /// The peer, with what is measured now.
+    pub(super) fn peer_now(&self) -> Arc<PeerInfo> {
+        let rtt_ns = self.rtt_ns.load(Ordering::Relaxed);
+        if rtt_ns == 0 {
+            return Arc::clone(&self.peer);
+        }
+        let mut peer = PeerInfo { rtt: Some(Duration::from_nanos(rtt_ns)), ..PeerInfo::clone(&self.peer) };
+        if let Some(address) = *self.moved.lock() {
+            peer.addresses = reachable(address, peer.addresses);
+        }
+        Arc::new(peer)
+    }
+
+    /// It has another address.
+    pub(super) fn on_moved(&self, address: SocketAddr) {
+        *self.moved.lock() = Some(address);
+    }
+
+    /// The round trip was measured.
+    pub(super) fn set_rtt(&self, rtt: Duration) {
+        self.rtt_ns.store(u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
     /// A number for a new link.
@@ -92,9 +185,9 @@ impl Pair {
             return false;
         }
         let bytes = message.encode();
-        if outgoing.waiting.is_empty() {
+        if let (true, Way::Near(socket)) = (outgoing.waiting.is_empty(), &self.way) {
             let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
-            match send_packet(self.socket.as_fd(), &bytes, &borrowed) {
+            match send_packet(socket.as_fd(), &bytes, &borrowed) {
                 Sent::Done => return true,
                 // The end of the connection comes to the driver by itself.
                 Sent::Gone => return false,
@@ -107,19 +200,41 @@ impl Pair {
         } else if outgoing.files > files_max() {
             outgoing.broken = Some(format!("it left {} descriptors unread", outgoing.files));
         } else {
-            outgoing.waiting.push_back((bytes, files.iter().map(|&file| Arc::clone(file)).collect()));
+            let files = files.iter().map(|&file| Arc::clone(file)).collect();
+            outgoing.waiting.push_back(Item::Message(bytes, files));
         }
         drop(outgoing);
         self.driver.ring();
         false
     }
 
-    /// Sends what waits, as far as it goes.
-    pub(super) fn flush(&self) -> Flushed {
+    /// Has the driver open a stream, in turn with the messages.
+    pub(super) fn open_stream(&self, link: Arc<FarLink>) {
         let mut outgoing = self.outgoing.lock();
-        while let Some((bytes, files)) = outgoing.waiting.front() {
+        if !outgoing.closed {
+            outgoing.waiting.push_back(Item::Open(link));
+        }
+        drop(outgoing);
+        self.driver.ring();
+    }
+
+    /// Whether something waits for the connection of a far pair.
+    pub(super) fn has_items(&self) -> bool {
+        !self.outgoing.lock().waiting.is_empty()
+    }
+
+    /// The next thing for the connection of a far pair.
+    pub(super) fn next_item(&self) -> Option<Item> {
+        self.outgoing.lock().waiting.pop_front()
+    }
+
+    /// Sends what waits, as far as it goes. The driver does so itself for far pairs.
+    pub(super) fn flush(&self) -> Flushed {
+        let Way::Near(socket) = &self.way else { return Flushed::All };
+        let mut outgoing = self.outgoing.lock();
+        while let Some(Item::Message(bytes, files)) = outgoing.waiting.front() {
             let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
-            match send_packet(self.socket.as_fd(), bytes, &borrowed) {
+            match send_packet(socket.as_fd(), bytes, &borrowed) {
                 Sent::Full => return Flushed::Full,
                 Sent::TooManyFiles => return Flushed::TooManyFiles,
                 Sent::Gone => outgoing.clear(),
@@ -132,9 +247,9 @@ impl Pair {
         Flushed::All
     }
 
-    /// Whether messages wait to be sent.
+    /// Whether messages wait to be sent to a near peer.
     pub(super) fn is_backlogged(&self) -> bool {
-        !self.outgoing.lock().waiting.is_empty()
+        matches!(self.way, Way::Near(_)) && !self.outgoing.lock().waiting.is_empty()
     }
 
     /// The neighbour did what cannot be; the driver ends the connection.
@@ -158,7 +273,9 @@ impl Pair {
     /// Ends the connection for both sides at once.
     pub(super) fn shut_down(&self) {
         self.close();
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        if let Way::Near(socket) = &self.way {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
     }
 }
 

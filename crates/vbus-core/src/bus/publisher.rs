@@ -6,155 +6,28 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::blocked::{Blocked, PublishError, Why};
 use super::counters::Counters;
 use super::loan::{Loan, Place};
 use super::meta::{Encoding, HEADERS_MAX, Meta};
 use super::node::NodeCore;
-use super::out_link::{Door, LinkKey, NewLink, OutLink};
-use super::outbox::{Copied, Filled, Outbox, position};
-use super::pair::{Pair, PeerInfo};
+use super::out_link::OutLink;
+use super::outbox::{Copied, Filled, Outbox};
 use super::qos::{Offer, OnFull};
-use super::stats::{PublisherStats, add_dropped};
-use crate::base::atomics::{Ordering, fence};
+use super::stats::{LinkStats, PublisherStats, add_dropped};
 use crate::base::descriptor::Descriptor;
 use crate::base::fork;
 use crate::base::id::Id;
 use crate::base::lock::{Mutex, MutexGuard};
 use crate::base::news::News;
-use crate::shm::board::BoardEntry;
-use crate::shm::layout::{Cause, Dropped, Slot, slot_bytes};
+use crate::shm::layout::{Cause, slot_bytes};
 use crate::shm::pool::{LinkIndex, Shortage};
-use crate::shm::ring::{ReturnReader, RingWriter, SlotRef};
 use crate::wire::control::Message;
+use crate::wire::far::Far;
 
 /// From this size on, the slots that came back are collected before each loan, so that the one that is
 /// still in cache is used again.
 const LARGE: usize = 32 << 10;
-
-/// Why a sample was not published. Nobody got it, and no sequence number was used.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum PublishError {
-    /// `block_timeout` is over.
-    #[error("waited {waited:.3} s: {blocked}; {}", blocked.remedy())]
-    Timeout {
-        /// Who did not make room.
-        blocked: Box<Blocked>,
-        /// Seconds.
-        waited: f64,
-    },
-    /// `on_full="error"`.
-    #[error("{blocked}; {}", blocked.remedy())]
-    Full {
-        /// Who has no room.
-        blocked: Box<Blocked>,
-    },
-    /// Larger than the publisher allows.
-    #[error("sample of {len} bytes exceeds the limit of {limit}; raise `max_size`")]
-    TooLarge {
-        /// Bytes of the payload.
-        len: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// Larger than the node may ever keep.
-    #[error("sample of {len} bytes exceeds what this node may keep in all, {limit} bytes; raise `memory`")]
-    TooLargeForNode {
-        /// Bytes with overhead.
-        len: u64,
-        /// The node's memory.
-        limit: u64,
-    },
-    /// Headers too large.
-    #[error("headers of {len} bytes exceed the limit of {HEADERS_MAX}; send long texts in the value")]
-    HeadersTooLarge {
-        /// Bytes of keys and values.
-        len: u64,
-    },
-    /// No memory, though nobody holds any of ours.
-    #[error("no memory for a sample of {len} bytes: {reason}")]
-    NoMemory {
-        /// Bytes of the payload.
-        len: u64,
-        /// The numbers.
-        reason: String,
-    },
-    /// Closed.
-    #[error("the publisher of {topic:?} is closed; open a new one")]
-    Closed {
-        /// Its topic.
-        topic: String,
-    },
-}
-
-/// Who keeps a publisher from going on.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("subscriber {subscriber} of {:?} has no room for {topic:?}: {why}", peer.name)]
-pub struct Blocked {
-    /// The publisher's topic.
-    pub topic: Arc<str>,
-    /// The subscriber that is full.
-    pub subscriber: Id,
-    /// Its node.
-    pub peer: Arc<PeerInfo>,
-    /// In numbers.
-    pub why: Why,
-    pub(super) link: LinkIndex,
-    fails: bool,
-}
-
-impl Blocked {
-    /// What to do about it.
-    pub fn remedy(&self) -> &'static str {
-        if self.why.is_memory() {
-            "let it read and release faster, raise `memory`, or let `on_full` drop"
-        } else {
-            "let it read faster, raise `depth`, or let `on_full` drop"
-        }
-    }
-}
-
-/// Why somebody keeps a publisher from going on. Put into words only when somebody reads them.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Why {
-    /// No place in its queue.
-    #[error("{waiting} of {depth} samples wait")]
-    Places {
-        /// Samples that wait.
-        waiting: u64,
-        /// That may wait.
-        depth: u32,
-    },
-    /// It does not read what we send it.
-    #[error("its process does not answer")]
-    Silence,
-    /// Its program holds more than its share.
-    #[error("its program holds {samples} samples, {bytes} bytes of the node's {limit} bytes of memory")]
-    Hoard {
-        /// Samples held.
-        samples: u64,
-        /// Bytes that the link takes in all.
-        bytes: u64,
-        /// The node's memory.
-        limit: u64,
-    },
-    /// No memory, and it has most of it.
-    #[error("{shortage}; {samples} samples of {bytes} bytes wait for it or are held by it")]
-    Shortage {
-        /// What is short, in numbers.
-        shortage: String,
-        /// Samples that wait or are held.
-        samples: u64,
-        /// Their bytes.
-        bytes: u64,
-    },
-}
-
-impl Why {
-    /// Whether memory is short, rather than places in the queue.
-    pub fn is_memory(&self) -> bool {
-        matches!(self, Self::Hoard { .. } | Self::Shortage { .. })
-    }
-}
 
 /// A publisher: the owner closes it by dropping it.
 pub struct Publisher {
@@ -173,7 +46,7 @@ pub(crate) struct PublisherCore {
     pub(super) state: Mutex<Outbox>,
     /// Rung by what happens in this process: takers of the same node, ends of links, `close`.
     pub(super) bell: Arc<Descriptor>,
-    changed: News,
+    pub(super) changed: News,
     pub(super) born: fork::Generation,
 }
 
@@ -206,7 +79,7 @@ impl Publisher {
 
     /// Subscribers that get what is published now.
     pub fn subscribers(&self) -> usize {
-        self.core.state.lock().open_links().count()
+        self.core.state.lock().subscribers()
     }
 
     /// Loans memory for a payload of `len` bytes. `Ok(Err(blocked))`: not now, wait for room first.
@@ -346,10 +219,10 @@ impl Publisher {
         let deadline = Instant::now() + timeout;
         let mut state = self.core.state.lock();
         let mut over = false;
-        while state.open_links().count() < n && !state.closed && !over {
+        while state.subscribers() < n && !state.closed && !over {
             (state, over) = self.core.changed.wait_until(state, deadline);
         }
-        state.open_links().count() >= n
+        state.subscribers() >= n
     }
 
     /// Rings when subscribers come, and when it is closed.
@@ -357,13 +230,21 @@ impl Publisher {
         self.core.changed.listen()
     }
 
-    /// Whether everything reliable is with every subscriber's node. In shared memory it is, once published.
-    pub fn is_flushed(&self) -> bool {
-        true
+    /// Waits until everything reliable is with every subscriber's node; false when `timeout` is over first. In
+    /// shared memory it is, once published.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let net = self.core.node.net.as_ref();
+        net.is_none_or(|net| net.wait_flushed(Some(self.core.id), Some(Instant::now() + timeout)))
     }
 
-    /// The counts now.
+    /// The counts now. Far subscribers are asked for theirs, if they have not told all.
     pub fn stats(&self) -> PublisherStats {
+        let stats = self.core.stats();
+        let is_open = |link: &LinkStats| link.peer.path == Some("udp") && link.waiting > 0;
+        if !stats.links.iter().any(is_open) {
+            return stats;
+        }
+        self.core.node.ask_far(&Message::Far(Far::AskProgress(self.core.id)));
         self.core.stats()
     }
 
@@ -404,6 +285,29 @@ impl PublisherCore {
             changed: News::default(),
             born: fork::Generation::now(),
         }))
+    }
+
+    /// A far publisher's likeness: its id and offer, slots of this node, and the driver's bell.
+    pub(super) fn likeness(
+        node: Arc<NodeCore>,
+        id: Id,
+        topic: &str,
+        shape: String,
+        offer: Offer,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            topic: topic.into(),
+            shape,
+            offer,
+            counter: super::counters::NO_COUNTER,
+            counters: None,
+            state: Mutex::new(Outbox::new(Arc::clone(&node.far_budget))),
+            bell: Arc::clone(&node.wake),
+            node,
+            changed: News::default(),
+            born: fork::Generation::now(),
+        })
     }
 
     fn lock_open(&self) -> Result<MutexGuard<'_, Outbox>, PublishError> {
@@ -566,199 +470,22 @@ impl PublisherCore {
             blocked: state.blocked,
             links: Vec::new(),
         };
+        let sequence = state.sequence;
         for link in state.links.iter_mut().flatten().filter(|link| link.opened) {
-            let counts = link.stats(self.id);
-            add_dropped(&mut stats.dropped, &counts.dropped);
-            stats.waiting += counts.waiting;
-            stats.held += link.held();
-            if !link.left {
-                stats.links.push(counts);
+            let counts = link.all_stats(sequence);
+            if !link.is_far() {
+                stats.held += link.held();
+            }
+            for counts in counts {
+                add_dropped(&mut stats.dropped, &counts.dropped);
+                stats.waiting = stats.waiting.saturating_add(counts.waiting);
+                stats.lost = stats.lost.saturating_add(counts.lost);
+                if !link.left {
+                    stats.links.push(counts);
+                }
             }
         }
         stats
-    }
-
-    // ---- what the node does ---------------------------------------------------------------------
-
-    /// The bell that subscribers of the same node ring for room.
-    pub(super) fn local_bell(&self) -> &Arc<Descriptor> {
-        &self.bell
-    }
-
-    /// Adds a link, still shut. `None`: the publisher was closed meanwhile.
-    pub(super) fn add_link(&self, new: NewLink) -> Option<LinkIndex> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return None;
-        }
-        // Links that were left end here at the latest, so that no crowd of them gathers.
-        state.collect();
-        let capacity = new.memory.size().capacity as usize;
-        let link = OutLink {
-            number: new.number,
-            publisher: self.id,
-            subscriber: new.subscriber,
-            peer: new.peer,
-            pair: new.pair,
-            local: new.local,
-            memory: new.memory,
-            ring: RingWriter::new(capacity),
-            returns: ReturnReader::default(),
-            agreed: new.agreed,
-            door: None,
-            left: false,
-            history_end: 0,
-            outstanding: 0,
-            outstanding_bytes: 0,
-            skipped: 0,
-            moved: 0,
-            dropped: Dropped::default(),
-            opened: false,
-            shown: Vec::new(),
-            space: None,
-            flush_asked: false,
-        };
-        let at = state.links.iter().position(Option::is_none).unwrap_or(state.links.len());
-        if at == state.links.len() {
-            state.links.push(None);
-        }
-        state.links[at] = Some(link);
-        Some(at)
-    }
-
-    /// The subscriber's node is ready: history goes first, then everything that is published from now on.
-    pub(super) fn open_link(
-        &self,
-        find: impl Fn(&LinkKey<'_>) -> bool,
-        entry: BoardEntry,
-        bit: u8,
-        bell: Arc<Descriptor>,
-    ) -> bool {
-        let mut state = self.state.lock();
-        let Some(at) = position(&state, find) else { return false };
-        let state = &mut *state;
-        let link = state.links[at].as_mut().expect("found above");
-        if link.door.is_some() || state.closed {
-            return false;
-        }
-        let kept = state.history.len().min(link.agreed.history as usize);
-        let old: Vec<SlotRef> = state.history.iter().skip(state.history.len() - kept).copied().collect();
-        let oldest = old.first().map(|&slot| {
-            let view = state.pool.view(slot);
-            Slot::in_mapping(&view.mapping, view.stride, slot.slot()).read_header().sequence
-        });
-        let link = state.links[at].as_mut().expect("found above");
-        link.memory.first().store(oldest.unwrap_or(state.sequence), Ordering::Relaxed);
-        link.opened = true;
-        link.door = Some(Door { entry, bit: 1 << (bit % 64), bell });
-        for slot in old {
-            let link = state.links[at].as_mut().expect("found above");
-            if !link.has_shown(slot.segment()) && !link.show(self.id, &state.pool.view(slot)) {
-                link.skip(Cause::Memory);
-                continue;
-            }
-            state.pool.hold_for(slot, at);
-            link.outstanding += 1;
-            link.outstanding_bytes += state.pool.stride(slot) as u64;
-            link.ring.push(link.memory.forward(), slot);
-        }
-        let link = state.links[at].as_mut().expect("found above");
-        link.history_end = link.ring.pushed();
-        fence(Ordering::SeqCst);
-        if link.history_end > 0
-            && let Some(door) = &link.door
-        {
-            door.announce();
-        }
-        self.changed.notify_all();
-        true
-    }
-
-    /// The subscriber takes no more: what waits is dropped, what it holds comes back later.
-    pub(super) fn leave_link(&self, find: impl Fn(&LinkKey<'_>) -> bool) {
-        let mut state = self.state.lock();
-        let Some(at) = position(&state, find) else { return };
-        while state.withdraw(at, Cause::Closed) {}
-        if let Some(link) = &mut state.links[at] {
-            link.left = true;
-        }
-        state.collect_from(at);
-        if state.links[at].as_ref().is_some_and(|link| link.outstanding == 0) {
-            state.remove(at);
-        }
-        drop(state);
-        self.stir();
-    }
-
-    /// The links over `pair` are at an end, with everything they held; if the process may live on, its slots
-    /// are never used again. How many slots that cost.
-    pub(super) fn forget_pair(&self, pair: &Arc<Pair>, lives: bool) -> u64 {
-        let mut state = self.state.lock();
-        let mut retired = 0;
-        for at in 0..state.links.len() {
-            let over = |link: &OutLink| link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair));
-            if !state.links[at].as_ref().is_some_and(over) {
-                continue;
-            }
-            state.collect_from(at);
-            if state.links[at].is_none() {
-                continue;
-            }
-            if lives {
-                retired += state.pool.retire_link(at);
-            } else {
-                state.pool.forget_link(at);
-            }
-            state.remove(at);
-        }
-        drop(state);
-        self.stir();
-        retired
-    }
-
-    /// Wakes whoever waits, to look again.
-    fn stir(&self) {
-        self.bell.ring();
-        self.changed.notify_all();
-    }
-
-    /// Closes: tells every link, and lets no one publish any more.
-    pub(super) fn shut(&self) -> bool {
-        let mut state = self.state.lock();
-        if std::mem::replace(&mut state.closed, true) {
-            return false;
-        }
-        state.collect();
-        while let Some(slot) = state.history.pop_front() {
-            state.pool.unhold(slot);
-        }
-        for link in state.links.iter_mut().flatten() {
-            match (&link.local, &link.pair) {
-                (Some(local), _) => local.end_link(self.id),
-                (None, Some(pair)) => {
-                    pair.send(&Message::LinkEnded(link.number), &[]);
-                }
-                (None, None) => {}
-            }
-            // A closed publisher keeps no connection open.
-            (link.local, link.pair, link.door, link.space) = (None, None, None, None);
-            link.left = true;
-        }
-        if let Some(counters) = &self.counters {
-            counters.give_back(self.counter);
-        }
-        state.pool.close();
-        drop(state);
-        self.stir();
-        true
-    }
-
-    /// Whether a link to `pair` is not open yet.
-    pub(super) fn waits_for(&self, pair: &Arc<Pair>) -> bool {
-        let state = self.state.lock();
-        state.links.iter().flatten().any(|link| {
-            link.door.is_none() && !link.left && link.pair.as_ref().is_some_and(|its| Arc::ptr_eq(its, pair))
-        })
     }
 }
 

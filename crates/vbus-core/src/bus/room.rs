@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 
+use super::blocked::{Blocked, Why};
 use super::outbox::Outbox;
-use super::publisher::{Blocked, Publisher, PublisherCore, Why, monotonic_ns};
+use super::publisher::{Publisher, PublisherCore, monotonic_ns};
 use super::spin;
 use super::subscriber::WaitOutcome;
 use super::topic;
@@ -120,7 +121,7 @@ impl Room {
         let mut state = self.core.state.lock();
         let (bells, deaf) = self.core.ask_for_room(&mut state, blocked, waited);
         if self.core.has_room(&mut state, blocked) {
-            self.core.ask_no_more(&mut state);
+            self.core.ask_no_more(&state);
             return Ask::TryNow;
         }
         let deaf = deaf | bells.iter().any(|bell| self.hear(bell).is_err());
@@ -140,7 +141,7 @@ impl Room {
         if news {
             state.waiters.pass_on();
         }
-        self.core.ask_no_more(&mut state);
+        self.core.ask_no_more(&state);
     }
 
     /// Has the file become readable when `bell` rings.
@@ -249,7 +250,7 @@ impl PublisherCore {
             let (bells, deaf) =
                 self.ask_for_room(&mut state, blocked, start.saturating_duration_since(since));
             if self.has_room(&mut state, blocked) {
-                self.ask_no_more(&mut state);
+                self.ask_no_more(&state);
                 return WaitOutcome::Ready;
             }
             (bells, deaf, state.waiters.enter(), state.next_expiry(monotonic_ns()))
@@ -277,7 +278,7 @@ impl PublisherCore {
         if news {
             state.waiters.pass_on();
         }
-        self.ask_no_more(&mut state);
+        self.ask_no_more(&state);
         state.spin.slept(start.elapsed());
         match waited {
             Ok(true) => WaitOutcome::Ready,
@@ -328,8 +329,33 @@ impl PublisherCore {
         (bells, deaf)
     }
 
+    /// Has the subscriber that keeps a likeness waiting ring the driver: when it has taken half of what waits for it,
+    /// so that it finds the rest while the driver wakes, or if it is `slow`, when it has taken anything.
+    pub(super) fn ask_one(&self, state: &mut Outbox, blocked: &Blocked, slow: bool) {
+        if blocked.why.is_memory() || matches!(blocked.why, Why::Silence) {
+            return self.ask_everyone(state);
+        }
+        if let Some(link) = &state.links[blocked.link] {
+            let half = u64::from(link.agreed.depth / 2);
+            let wanted = if slow { 1 } else { link.ring.pushed().saturating_sub(half).max(1) };
+            link.memory.want_space().store(wanted, Ordering::Relaxed);
+        }
+        // Dekker with `InLink::tell_room`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Has every subscriber of a likeness ring the driver when it makes room.
+    pub(super) fn ask_everyone(&self, state: &mut Outbox) {
+        for link in state.links.iter().flatten() {
+            link.memory.want_space().store(1, Ordering::Relaxed);
+            link.memory.want_slots().store(1, Ordering::Relaxed);
+        }
+        // Dekker with `InLink::take` and `ReturnPath::give_back`.
+        fence(Ordering::SeqCst);
+    }
+
     /// The last who waited needs no ringing any more.
-    fn ask_no_more(&self, state: &mut Outbox) {
+    pub(super) fn ask_no_more(&self, state: &Outbox) {
         if !state.waiters.is_empty() {
             return;
         }

@@ -53,6 +53,13 @@ impl Secret {
         Ok(Self(key))
     }
 
+    /// The key by which strangers are admitted; another than that of the proofs below, which it does not tell.
+    pub fn network_key(&self) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.update(b"vbus network key 1");
+        mac.finalize().into_bytes().into()
+    }
+
     /// What `from` says to `to` to show that it has the secret. Directed, so that it cannot be reflected.
     pub(super) fn prove(&self, from: (Id, Id), to: (Id, Id)) -> Vec<u8> {
         self.mac(from, to).finalize().into_bytes().to_vec()
@@ -86,6 +93,14 @@ mod tests {
         assert!(ours.verify(a, b, &proof));
         assert!(!ours.verify(b, a, &proof));
         assert!(!theirs.verify(a, b, &proof));
+    }
+
+    #[test]
+    fn the_network_has_a_key_of_its_own() {
+        let of = |secret: &[u8]| Secret::new(secret).unwrap().network_key();
+        assert_eq!(of(b"correct horse"), of(b"correct horse"));
+        assert_ne!(of(b"correct horse"), of(b"battery staple"));
+        assert_ne!(of(b"correct horse"), Secret::new(b"correct horse").unwrap().0);
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub struct NodeStats {
 
 /// Adds counts by cause.
 pub(super) fn add_dropped(to: &mut Dropped, more: &Dropped) {
-    to.iter_mut().zip(more).for_each(|(sum, count)| *sum += count);
+    to.iter_mut().zip(more).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
 }
 
 /// The counts of `dropped` with their names, those that are not zero.

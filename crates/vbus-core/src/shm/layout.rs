@@ -8,11 +8,11 @@
 //!               4 encoding (high half), meta bytes (low half)  5..7 zero
 //!
 //! link   line 0  tail                                  by the publisher, each push
-//!        line 1  want_space, want_slots, first         by the publisher, rarely
+//!        line 1  want_space, want_slots, first         by the publisher, rarely; the first two by both
 //!        line 2  head                                  by the subscriber, each take
 //!        line 3  return tail                           by the subscriber, each give-back
 //!        line 4  return head                           by the publisher
-//!        line 5  skipped, dropped by cause, moved      by the publisher, each drop
+//!        line 5  skipped, dropped by cause, moved, lost  by the publisher, each drop
 //!        line 6  overflow, expired, over               by the subscriber, rarely
 //!        line 8  cells of the ring, cells of the return ring
 //! ```
@@ -263,13 +263,14 @@ impl LinkMemory {
         }
     }
 
-    /// Not zero while the publisher waits for entries to be taken.
+    /// Not zero while the publisher waits for entries to be taken: it is to be rung when so many were passed. Back to
+    /// zero by the subscriber that rings.
     #[inline]
     pub fn want_space(&self) -> &AtomicU64 {
         self.word(1, 0)
     }
 
-    /// Not zero while the publisher waits for slots to come back.
+    /// Not zero while the publisher waits for slots to come back. Back to zero by the subscriber that rings.
     #[inline]
     pub fn want_slots(&self) -> &AtomicU64 {
         self.word(1, 1)
@@ -298,6 +299,11 @@ impl LinkMemory {
     /// Entries that were pushed a second time, further back.
     pub fn moved(&self) -> &AtomicU64 {
         self.word(5, 6)
+    }
+
+    /// Samples for this link that the network took.
+    pub fn lost(&self) -> &AtomicU64 {
+        self.word(5, 7)
     }
 
     /// Not zero when nothing will come back any more: the subscriber is gone, and every sample of it.

@@ -134,7 +134,7 @@ impl ReturnPath {
         back.flush(&self.memory);
         drop(back);
         fence(Ordering::SeqCst);
-        self.ring_if(self.memory.want_slots());
+        self.ring_if(self.memory.want_slots(), u64::MAX);
     }
 
     fn give_back(&self, slot: SlotRef) {
@@ -151,17 +151,25 @@ impl ReturnPath {
         drop(back);
         // Dekker with `Publisher::wait_for_room`: our return, then its flag; its flag, then our return.
         fence(Ordering::SeqCst);
-        self.ring_if(self.memory.want_slots());
+        self.ring_if(self.memory.want_slots(), u64::MAX);
     }
 
     #[inline]
-    fn ring_if(&self, wanted: &AtomicU64) {
-        if wanted.load(Ordering::Relaxed) != 0 {
+    fn ring_if(&self, wanted: &AtomicU64, reached: u64) {
+        let asked = wanted.load(Ordering::Relaxed);
+        if asked != 0 && asked <= reached {
+            self.answer(wanted);
+        }
+    }
+
+    /// Whoever waits is rung once. If that does not help, it asks again.
+    #[cold]
+    fn answer(&self, wanted: &AtomicU64) {
+        if wanted.swap(0, Ordering::AcqRel) != 0 {
             self.ring_space();
         }
     }
 
-    #[cold]
     fn ring_space(&self) {
         let mut space = self.space.lock();
         match &space.file {
@@ -246,15 +254,33 @@ impl InLink {
     }
 
     /// Takes the next entry. `Ok(None)`: nothing there, or its segment has not arrived yet.
+    #[inline]
     pub fn take(&mut self) -> Result<Option<Taken>, Broken> {
+        let taken = self.take_where(|_, _| true)?;
+        if taken.is_some() {
+            self.tell_room();
+        }
+        Ok(taken)
+    }
+
+    /// Takes the next entry if `wanted` agrees to what its slot says. `Ok(None)`: it does not, or as above. Whoever
+    /// takes so many in one go calls [`Self::tell_room`] when it makes a pause.
+    pub fn take_if(&mut self, mut wanted: impl FnMut(&SlotHeader) -> bool) -> Result<Option<Taken>, Broken> {
+        // Who takes the entry by exchange knows that it was not withdrawn since: the slot said this all along.
+        self.take_where(|segment, slot| {
+            wanted(&Slot::in_mapping(&segment.mapping, segment.stride, slot.slot()).read_header())
+        })
+    }
+
+    #[inline]
+    fn take_where(
+        &mut self,
+        mut wanted: impl FnMut(&ReadSegment, SlotRef) -> bool,
+    ) -> Result<Option<Taken>, Broken> {
         self.refresh_segments();
         let known = &self.known;
-        let mapped = |slot: SlotRef| segment_of(known, slot).is_some();
+        let mapped = |slot: SlotRef| segment_of(known, slot).is_some_and(|lane| wanted(&lane.segment, slot));
         let Take::Taken(slot) = self.ring.take(self.memory.forward(), mapped)? else { return Ok(None) };
-        // Dekker with `Publisher::wait_for_room`: our head, then its flag; its flag, then our head.
-        fence(Ordering::SeqCst);
-        self.path.ring_if(self.memory.want_space());
-
         let lane = segment_of(&self.known, slot).expect("`mapped` said so");
         let stride = lane.segment.stride;
         let at = Slot::in_mapping(&lane.segment.mapping, stride, slot.slot());
@@ -269,6 +295,14 @@ impl InLink {
         // SAFETY: both places lie in the slot, checked by `places`.
         let (meta, payload) = unsafe { (at.start().add(meta.start), at.start().add(payload.start)) };
         Ok(Some(Taken { hold, header, meta, payload }))
+    }
+
+    /// Rings the publisher if it waits for room and there is as much as it asked for: once, until it asks again.
+    #[inline]
+    pub fn tell_room(&self) {
+        // Dekker with `Publisher::wait_for_room`: our head, then its flag; its flag, then our head.
+        fence(Ordering::SeqCst);
+        self.path.ring_if(self.memory.want_space(), self.ring.passed());
     }
 
     /// Whether an entry is there whose segment never came.
@@ -470,6 +504,23 @@ mod tests {
         let now = Some(std::time::Duration::ZERO);
         let files = [std::os::fd::AsFd::as_fd(&*bell)];
         assert!(crate::base::descriptor::wait_readable(&files, now, None).expect("a poll"));
+    }
+
+    #[test]
+    fn a_publisher_that_waits_is_rung_once_and_when_as_much_was_taken_as_it_asked_for() {
+        let mut world = World::new(LinkSize::for_entries(4));
+        world.show(1, STRIDE);
+        (0..4).for_each(|at| world.push(SlotRef::new(1, at), sample(u64::from(at))));
+        let bell = Arc::new(Descriptor::event().expect("a descriptor"));
+        world.link.path().set_space_bell(Arc::clone(&bell));
+        world.memory.want_space().store(2, Ordering::Relaxed);
+        let mut has_rung = || {
+            let taken = world.link.take().expect("honest");
+            assert!(taken.is_some());
+            bell.silence() == crate::base::descriptor::Heard::News
+        };
+        assert_eq!([has_rung(), has_rung(), has_rung(), has_rung()], [false, true, false, false]);
+        assert_eq!(world.memory.want_space().load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -21,10 +21,11 @@
 //! ```
 
 use super::bytes::{Malformed, Reader, Writer};
+use super::far::Far;
 use crate::base::id::Id;
 
 /// The protocol between neighbours; two versions do not talk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// A message is never longer.
 pub const MESSAGE_MAX: usize = 100 << 10;
 /// Descriptors that one message carries at most.
@@ -54,7 +55,7 @@ pub struct WireQos {
 }
 
 impl WireQos {
-    fn write(&self, to: &mut Writer) {
+    pub(super) fn write(&self, to: &mut Writer) {
         to.option(self.reliable, |to, v| {
             to.u8(v.into());
         });
@@ -84,7 +85,7 @@ impl WireQos {
         });
     }
 
-    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+    pub(super) fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
         Ok(Self {
             reliable: from.option(Reader::flag)?,
             ordered: from.option(Reader::flag)?,
@@ -245,6 +246,8 @@ pub enum Message {
     Synced(u32),
     /// The node closes.
     Bye,
+    /// Over a network only.
+    Far(Far),
 }
 
 impl Message {
@@ -256,6 +259,22 @@ impl Message {
             Self::LinkOpen { .. } => 0..=2,
             _ => 0..=0,
         }
+    }
+
+    /// Whether it makes sense only between those who share memory.
+    pub fn is_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Link(_)
+                | Self::LinkOpen { .. }
+                | Self::LinkLeft(_)
+                | Self::LinkEnded(_)
+                | Self::Segment { .. }
+                | Self::SegmentGone { .. }
+                | Self::SpaceBell(_)
+                | Self::FlushReturns(_)
+                | Self::Counters { .. }
+        )
     }
 
     /// The bytes.
@@ -329,6 +348,7 @@ impl Message {
             Self::Bye => {
                 to.u8(22);
             }
+            Self::Far(far) => far.write(to.u8(23)),
         }
         to.0
     }
@@ -400,6 +420,7 @@ impl Message {
             20 => Self::Sync(from.u32()?),
             21 => Self::Synced(from.u32()?),
             22 => Self::Bye,
+            23 => Self::Far(Far::read(from)?),
             _ => return Err(Malformed { at: 0 }),
         })
     }

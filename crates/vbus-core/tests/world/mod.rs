@@ -44,6 +44,7 @@ impl Place {
             required: true,
             memory,
             release: "test".into(),
+            network: None,
         };
         Node::open(config).expect("a node opens in a private directory")
     }

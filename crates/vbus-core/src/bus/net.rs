@@ -1,0 +1,233 @@
+//! What the threads of a node and its driver share about the network: links that the driver reads, orders to it,
+//! and who waits until everything is with the others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::forward::FarLink;
+use super::ground::Ground;
+use super::interest;
+use super::mirror::Mirror;
+use super::node::NodeError;
+use crate::base::atomics::{AtomicU32, Ordering};
+use crate::base::id::Id;
+use crate::base::lock::Mutex;
+use crate::base::news::News;
+use crate::shm::board::BoardEntry;
+use crate::shm::segment::SegmentError;
+use crate::transport::Connection;
+use crate::udp::{Interface, interfaces};
+
+/// How a node is on the network.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Whether strangers without a secret may in.
+    pub open: bool,
+    /// Names of interfaces, or addresses, at which it may be reached, and which it tells; empty is all.
+    pub interfaces: Vec<String>,
+}
+
+/// What the driver is to do.
+pub(super) enum Order {
+    /// Somebody may be reached at these addresses, too.
+    Reach {
+        /// As the user wrote it, or its id.
+        name: String,
+        /// Where it may be.
+        addresses: Vec<SocketAddr>,
+        /// How it was found.
+        source: String,
+    },
+    /// It is not found so any more.
+    Unreach {
+        /// What it was called.
+        name: String,
+        /// How it was found.
+        source: String,
+    },
+    /// A stream of a peer is known, and what comes goes there.
+    Accept(Connection, Arc<Mirror>),
+    /// A stream of a peer is at an end.
+    Forget(Connection, Arc<Mirror>),
+    /// The publisher of a stream of ours closed.
+    LookAfter(Arc<FarLink>),
+    /// A stream of ours is at an end.
+    Close(Arc<FarLink>),
+    /// A peer is none any more.
+    Leave(Connection),
+}
+
+pub(super) struct Net {
+    pub(super) port: u16,
+    /// Strangers may in.
+    pub(super) is_open: bool,
+    /// The driver's, where publishers ring it.
+    entry: BoardEntry,
+    bits: AtomicU32,
+    links: Mutex<Vec<Arc<FarLink>>>,
+    orders: Mutex<Vec<Order>>,
+    flushed: News,
+    flushing: AtomicU32,
+    /// Somebody asked, and not everything was there.
+    unflushed: AtomicU32,
+    /// Names that the user gave which lead to nobody, and why.
+    troubles: Mutex<BTreeMap<String, String>>,
+}
+
+/// Where a node that is bound to `bound` can be reached: addresses that mean something elsewhere first.
+pub(super) fn addresses(config: &NetworkConfig, bound: SocketAddr) -> Result<Vec<String>, NodeError> {
+    let there = interfaces()?;
+    for given in &config.interfaces {
+        if !there.iter().any(|its| its.is(given)) {
+            let mut names: Vec<String> = there.iter().map(|its| its.name.clone()).collect();
+            names.dedup();
+            return Err(NodeError::Interface { given: given.clone(), there: names.join(", ") });
+        }
+    }
+    let is_wanted = |its: &&Interface| {
+        let by_user = config.interfaces.is_empty() || config.interfaces.iter().any(|given| its.is(given));
+        let by_socket = if bound.ip().is_unspecified() {
+            bound.is_ipv6() || its.address.is_ipv4()
+        } else {
+            its.address == bound.ip().to_canonical()
+        };
+        by_user && by_socket
+    };
+    let mut addresses: Vec<_> = there.iter().filter(is_wanted).map(|its| its.address).collect();
+    if addresses.is_empty() && config.interfaces.is_empty() && !bound.ip().is_unspecified() {
+        // All of 127.0.0.0/8 is this host's, and one address of it is an interface's.
+        addresses.push(bound.ip().to_canonical());
+    }
+    addresses.sort_by_key(|address| (address.is_loopback(), address.is_ipv6()));
+    Ok(addresses.into_iter().map(|address| SocketAddr::new(address, bound.port()).to_string()).collect())
+}
+
+impl Net {
+    pub(super) fn new(ground: &Ground) -> Result<Arc<Self>, SegmentError> {
+        let (board, _file) = interest::new_board()?;
+        let entry = BoardEntry::new(board, 0).expect("a board has entries");
+        Ok(Arc::new(Self {
+            port: ground.socket.address().port(),
+            is_open: ground.is_open,
+            entry,
+            bits: AtomicU32::new(0),
+            links: Mutex::default(),
+            orders: Mutex::default(),
+            flushed: News::default(),
+            flushing: AtomicU32::new(0),
+            unflushed: AtomicU32::new(0),
+            troubles: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn entry(&self) -> BoardEntry {
+        self.entry.clone()
+    }
+
+    /// The bit of a new link; beyond 64 they are shared.
+    pub(super) fn next_bit(&self) -> u8 {
+        (self.bits.fetch_add(1, Ordering::Relaxed) % 64) as u8
+    }
+
+    pub(super) fn add_link(&self, link: &Arc<FarLink>) {
+        self.links.lock().push(Arc::clone(link));
+    }
+
+    pub(super) fn remove_link(&self, link: &Arc<FarLink>) {
+        self.links.lock().retain(|its| !Arc::ptr_eq(its, link));
+        self.flushed.notify_all();
+    }
+
+    /// Links of these bits.
+    pub(super) fn links_of(&self, bits: u64) -> Vec<Arc<FarLink>> {
+        self.links.lock().iter().filter(|link| bits & (1 << link.bit) != 0).cloned().collect()
+    }
+
+    /// All links.
+    pub(super) fn links(&self) -> Vec<Arc<FarLink>> {
+        self.links.lock().clone()
+    }
+
+    pub(super) fn order(&self, order: Order) {
+        self.orders.lock().push(order);
+    }
+
+    pub(super) fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut self.orders.lock())
+    }
+
+    /// Waits until everything reliable, of one publisher or of all, is with the nodes of its subscribers.
+    pub(super) fn wait_flushed(&self, publisher: Option<Id>, deadline: Option<Instant>) -> bool {
+        self.flushing.fetch_add(1, Ordering::SeqCst);
+        let mut links = self.links.lock();
+        let is_done = |links: &[Arc<FarLink>]| {
+            let its = |link: &&Arc<FarLink>| publisher.is_none_or(|id| id == link.publisher);
+            links.iter().filter(its).all(|link| !link.is_reliable() || link.is_left() || link.is_idle())
+        };
+        let mut over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        while !is_done(&links) && !over {
+            let deadline = deadline.unwrap_or_else(|| Instant::now() + std::time::Duration::from_secs(1));
+            (links, over) = self.flushed.wait_until(links, deadline);
+        }
+        let done = is_done(&links);
+        if !done {
+            self.unflushed.store(1, Ordering::SeqCst);
+        }
+        drop(links);
+        self.flushing.fetch_sub(1, Ordering::SeqCst);
+        done
+    }
+
+    /// Something is with a peer that was not.
+    pub(super) fn on_arrivals(&self) {
+        if self.flushing.load(Ordering::SeqCst) > 0 {
+            // Under the lock of those who look and then sleep.
+            drop(self.links.lock());
+            self.flushed.notify_all();
+        }
+        if self.unflushed.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // Event loops look again when their publisher has news.
+        let links = self.links();
+        let is_done = |link: &Arc<FarLink>| link.is_left() || link.is_idle();
+        if links.iter().all(is_done) {
+            self.unflushed.store(0, Ordering::SeqCst);
+        }
+        for owner in links.iter().filter(|link| is_done(link)).filter_map(|link| link.owner()) {
+            owner.changed.notify_all();
+        }
+    }
+
+    /// A name leads to nobody.
+    pub(super) fn trouble(&self, name: &str, why: String) {
+        self.troubles.lock().insert(name.to_owned(), why);
+    }
+
+    /// It does now.
+    pub(super) fn no_trouble(&self, name: &str) {
+        self.troubles.lock().remove(name);
+    }
+
+    /// Names that lead to nobody, and why.
+    pub(super) fn troubles(&self) -> Vec<(String, String)> {
+        self.troubles.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
+    /// Topics whose reliable samples are not all with their subscribers' nodes, with how many peers miss some.
+    pub(super) fn unflushed(&self) -> Vec<(Arc<str>, usize)> {
+        let mut topics: Vec<(Arc<str>, usize)> = Vec::new();
+        let links = self.links.lock();
+        for link in links.iter().filter(|link| link.is_reliable() && !link.is_left() && !link.is_idle()) {
+            match topics.iter_mut().find(|(topic, _)| *topic == link.topic) {
+                Some((_, count)) => *count += 1,
+                None => topics.push((Arc::clone(&link.topic), 1)),
+            }
+        }
+        topics
+    }
+}

@@ -1,0 +1,126 @@
+//! The way between a socket and an endpoint: what arrived goes in, what is to be sent goes out, in batches.
+//!
+//! Whoever drives a socket calls [`Pump::receive`] when it is readable, and [`Pump::send`] afterwards and whenever
+//! something else may have given the endpoint something to send: it comes back when there is nothing more, or when
+//! the socket takes nothing more until it is writable. What was polled and not taken stays here, whole.
+
+use std::io;
+
+use crate::base::ecn::Ecn;
+use crate::base::time::Time;
+use crate::transport::Application;
+use crate::transport::acks::Mark;
+use crate::transport::endpoint::{Arrival, Endpoint};
+use crate::transport::session::Transmit;
+use crate::udp::{self, Batch, Datagram, Doors, SEGMENTS_MAX, Sent, Socket};
+
+/// Transmits that are handed over in one go before whoever drives the socket looks at what else there is: with
+/// full batches about 1 MiB.
+const TRANSMITS: usize = 16;
+
+/// See the module.
+pub struct Pump {
+    socket: Socket,
+    doors: Doors,
+    batch: Box<Batch>,
+    buffer: Vec<u8>,
+    /// Polled, and not taken by the socket yet: `buffer` from this byte on.
+    unsent: Option<(Transmit, usize)>,
+}
+
+/// How a [`Pump::send`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// There is nothing to be sent.
+    Idle,
+    /// There may be more; other things have their turn first.
+    More,
+    /// The socket takes nothing until it is writable.
+    Blocked,
+}
+
+impl Pump {
+    /// A pump at this socket.
+    pub fn new(socket: Socket) -> Self {
+        Self::with_doors(socket, Doors::default())
+    }
+
+    /// The same, which takes only what comes by these.
+    pub fn with_doors(socket: Socket, doors: Doors) -> Self {
+        Self { socket, doors, batch: Box::default(), buffer: Vec::new(), unsent: None }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Gives the endpoint what one call of the kernel brings. False: nothing had arrived.
+    pub fn receive<A: Application>(
+        &mut self,
+        now: Time,
+        endpoint: &mut Endpoint<A>,
+        app: &mut A,
+    ) -> io::Result<bool> {
+        let some = self.socket.receive(&mut self.batch)?;
+        for datagram in self.batch.datagrams() {
+            if self.doors.let_in(now, datagram.to) {
+                endpoint.on_datagram(now, arrival(datagram), app);
+            }
+        }
+        Ok(some)
+    }
+
+    /// Hands the kernel what the endpoint has to send.
+    pub fn send<A: Application>(&mut self, now: Time, endpoint: &mut Endpoint<A>, app: &mut A) -> Flow {
+        for _ in 0..TRANSMITS {
+            let (transmit, start) = match self.unsent.take() {
+                Some(unsent) => unsent,
+                None => {
+                    self.buffer.clear();
+                    match endpoint.poll_transmit(now, app, &mut self.buffer, SEGMENTS_MAX) {
+                        Some(transmit) => (transmit, 0),
+                        None => return Flow::Idle,
+                    }
+                }
+            };
+            let whole = udp::Transmit {
+                to: transmit.to,
+                from: transmit.from,
+                ecn: if transmit.ecn { Ecn::Ect0 } else { Ecn::NotEct },
+                segment: transmit.segment_size,
+                bytes: &self.buffer[start..transmit.len],
+            };
+            match self.socket.send(&whole) {
+                Sent::Blocked { bytes } => {
+                    self.unsent = Some((transmit, start + bytes));
+                    return Flow::Blocked;
+                }
+                Sent::TooLarge => {
+                    if let Ok(largest) = udp::datagram_max(transmit.to, transmit.from) {
+                        endpoint.on_too_large(&transmit, largest);
+                    }
+                }
+                // What has no way is lost like anything else on a network: the endpoint finds out.
+                Sent::Failed(_) | Sent::All => {}
+            }
+        }
+        Flow::More
+    }
+}
+
+fn arrival(datagram: Datagram<'_>) -> Arrival<'_> {
+    let both = |to: std::net::IpAddr| to.is_loopback() && datagram.from.ip().is_loopback();
+    Arrival {
+        from: datagram.from,
+        to: datagram.to,
+        is_loopback: datagram.by_loopback && datagram.to.is_some_and(both),
+        mark: match datagram.ecn {
+            Ecn::NotEct => Mark::None,
+            Ecn::Ect0 => Mark::Ect0,
+            Ecn::Ect1 => Mark::Ect1,
+            Ecn::Ce => Mark::Ce,
+        },
+        bytes: datagram.bytes,
+    }
+}

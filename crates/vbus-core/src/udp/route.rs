@@ -1,0 +1,28 @@
+//! What the routing table says of the way to an address, before anything was sent there.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use rustix::net::sockopt;
+
+/// Bytes of the headers before a payload: IPv4 and UDP, IPv6 and UDP.
+const HEADERS_V4: usize = 28;
+const HEADERS_V6: usize = 48;
+/// UDP's length field counts its own header; IPv4's total length counts both.
+const PAYLOAD_MAX_V4: usize = 65_535 - HEADERS_V4;
+const PAYLOAD_MAX_V6: usize = 65_535 - 8;
+
+/// The largest datagram that the first link on the way to `to` carries whole, as the routing table has it. A hint
+/// to begin the search with: links further on may carry less, and what ICMP claimed may have lowered it.
+pub fn datagram_max(to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
+    let to = super::normal(to);
+    let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    // Connecting sends nothing; it only has the kernel look for the route.
+    let socket = UdpSocket::bind((from.unwrap_or(any), 0))?;
+    socket.connect(to)?;
+    Ok(if to.is_ipv4() {
+        (sockopt::ip_mtu(&socket)? as usize).saturating_sub(HEADERS_V4).min(PAYLOAD_MAX_V4)
+    } else {
+        (sockopt::ipv6_mtu(&socket)? as usize).saturating_sub(HEADERS_V6).min(PAYLOAD_MAX_V6)
+    })
+}

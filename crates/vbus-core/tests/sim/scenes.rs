@@ -1,0 +1,361 @@
+//! What happens in the world, and what must be true afterwards.
+
+use std::time::Duration;
+
+use vbus_core::base::random::Rng;
+use vbus_core::base::time::Time;
+use vbus_core::transport::{Lost, StreamSpec};
+
+use crate::app::Plan;
+use crate::intruder::Intruder;
+use crate::link::{Bursts, Quality};
+use crate::rogue::Rogue;
+use crate::world::{Happening, World, at, ms};
+
+/// Long enough for whatever is not stuck.
+const PATIENCE: Time = Time::from_nanos(900_000_000_000);
+
+/// Runs a scene for many seeds and names the one that fails.
+fn seeds(few: u64, scene: impl Fn(u64)) {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let all = match (number("VBUS_SEED"), number("VBUS_SOAK")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(soak)) => 0..few * if soak <= 1 { 40 } else { soak },
+        (None, None) => 0..few,
+    };
+    struct Named(u64);
+    impl Drop for Named {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("VBUS_SEED={} repeats this", self.0);
+            }
+        }
+    }
+    for seed in all {
+        let _named = Named(seed);
+        scene(seed);
+    }
+}
+
+fn reliable(key: u64, total: u64, longest: u64) -> Plan {
+    let spec = StreamSpec { reliable: true, ordered: true, priority: 4 };
+    Plan { key, total, longest, spec, lifespan: None }
+}
+
+/// Streams of all kinds, some hundred kilobytes together.
+fn plans(rng: &mut Rng) -> Vec<Plan> {
+    let count = rng.below(6);
+    let mut plan = |_| {
+        let longest = [200, 3000, 40_000, 400_000][rng.below(4) as usize];
+        let total = 1 + rng.below(200_000 / longest + 3);
+        let spec =
+            StreamSpec { reliable: rng.chance(0.7), ordered: rng.chance(0.6), priority: rng.below(8) as u8 };
+        let lifespan = rng.chance(0.2).then(|| ms(1 + rng.below(300)));
+        Plan { key: rng.word(), total, longest, spec, lifespan }
+    };
+    (0..count).map(&mut plan).collect()
+}
+
+fn quality(rng: &mut Rng) -> Quality {
+    let rate = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000][rng.below(4) as usize];
+    let delay = Duration::from_micros([50, 1000, 10_000, 50_000][rng.below(4) as usize]);
+    let bdp = (rate as f64 / 8.0 * delay.as_secs_f64() * 2.0) as usize;
+    let some =
+        |rng: &mut Rng, share: f64, most: f64| if rng.chance(share) { rng.fraction() * most } else { 0.0 };
+    Quality {
+        rate: rng.chance(0.9).then_some(rate),
+        queue: (bdp / 4).max(20_000) * (1 + rng.below(16) as usize),
+        delay,
+        jitter: if rng.chance(0.3) { delay / 4 } else { Duration::ZERO },
+        loss: some(rng, 0.5, 0.3),
+        bursts: rng.chance(0.2).then(|| Bursts::of(0.02 + rng.fraction() * 0.1, 2.0 + rng.fraction() * 12.0)),
+        duplicated: some(rng, 0.3, 0.1),
+        corrupted: some(rng, 0.3, 0.1),
+        reordered: some(rng, 0.3, 0.1),
+        reordered_by: 100,
+        mtu: [1200, 1280, 1400, 1472, 1472, 8972][rng.below(6) as usize],
+        mark_above: rng.chance(0.3).then_some(30_000),
+        dark: false,
+    }
+}
+
+/// Two nodes with random streams over a random link, not connected yet.
+fn world(seed: u64) -> World {
+    let mut rng = Rng::seeded(seed);
+    let quality = quality(&mut rng);
+    let mut world = World::new(rng.word(), quality);
+    for _ in 0..2 {
+        let memory = 2_000_000 + rng.below(4_000_000);
+        let node = world.add_node(memory);
+        let node = &mut world.nodes[node];
+        node.plans = plans(&mut rng);
+        if rng.chance(0.5) {
+            node.pace = (1 + rng.below(10), Duration::from_micros(200 + rng.below(20_000)));
+        }
+        if rng.chance(0.3) {
+            node.app.held_back = (rng.fraction(), ms(rng.below(200)));
+        }
+    }
+    world
+}
+
+#[test]
+fn a_message_crosses_a_good_link() {
+    let quality = Quality { delay: ms(10), rate: Some(100_000_000), ..Quality::default() };
+    let mut world = World::new(1, quality);
+    let (left, right) = (world.add_node(1_000_000), world.add_node(1_000_000));
+    world.nodes[left].plans = vec![reliable(7, 3, 10)];
+    world.at(at(0), Happening::Connect(left, right));
+    world.run_until_done(at(1000));
+    assert_eq!(world.nodes[right].lost, []);
+    // Hello, Answer, Finish with the first packet, and the control message with the messages.
+    assert!(world.now <= at(80), "took until {:?}", world.now);
+    world.check_rest_and_end();
+}
+
+#[test]
+fn all_kinds_of_streams_cross_all_kinds_of_links() {
+    seeds(120, |seed| {
+        let mut world = world(seed);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.run_until_done(PATIENCE);
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty()));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn two_that_say_hello_at_once_are_connected_once() {
+    seeds(60, |seed| {
+        let mut world = world(seed);
+        let apart = world.rng.below(2) * world.rng.below(200);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.at(at(apart), Happening::Connect(1, 0));
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), node.lost.len()), (1, 0), "{:?}", node.lost);
+            assert_eq!(node.failed, 0);
+        }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn one_peer_at_several_addresses_is_connected_once() {
+    seeds(20, |seed| {
+        let mut world = world(seed);
+        // Another address that leads to the same node.
+        let other = "10.0.9.9:9".parse().expect("an address");
+        world.also_known_as(1, other);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.at(at(0), Happening::ConnectTo(0, other));
+        world.at(at(world.rng.clone().below(100)), Happening::ConnectTo(0, other));
+        world.run_until_done(PATIENCE);
+        world.run_until(world.now + Duration::from_secs(10));
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), node.lost.len()), (1, 0), "{:?}", node.lost);
+        }
+        assert_eq!((world.nodes[0].reached, world.nodes[0].failed), (3, 0));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_blackout_shorter_than_the_kept_time_loses_nothing() {
+    seeds(40, |seed| {
+        let mut world = world(seed);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.nodes[0].plans.push(reliable(seed, 400, 2000));
+        world.nodes[0].pace = (1, ms(5));
+        let dark = 100 + world.rng.below(1500);
+        // The rest of the 15 s is for a word that comes through.
+        let length = 100 + world.rng.below(10_000);
+        world.at(at(dark), Happening::Dark(true));
+        world.at(at(dark + length), Happening::Dark(false));
+        world.run_until_done(PATIENCE);
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty()));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn after_a_blackout_longer_than_the_kept_time_both_begin_anew() {
+    seeds(15, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.05);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.nodes[0].plans.push(reliable(seed, 1000, 2000));
+        world.nodes[0].pace = (1, ms(10));
+        world.at(at(3000), Happening::Dark(true));
+        world.run_until(at(33_000));
+        for node in &world.nodes {
+            assert_eq!((&node.lost[..], node.connections.len()), (&[Lost::Silent][..], 0));
+            assert_eq!((node.app.alive.get(), node.app.leaving.get(), node.app.reserved), (0, 0, 0));
+        }
+        world.at(at(33_000), Happening::Dark(false));
+        world.at(at(33_000), Happening::Connect(1, 0));
+        world.run_until_done(PATIENCE);
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_peer_that_comes_again_is_known_as_new_and_the_old_one_is_lost_soon() {
+    seeds(25, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.05);
+        world.at(at(0), Happening::Connect(0, 1));
+        world.nodes[0].plans.push(reliable(seed, 1000, 2000));
+        world.nodes[0].pace = (1, ms(10));
+        let again = 1500 + world.rng.below(3000);
+        let from = world.rng.below(2) as usize;
+        world.at(at(again), Happening::Restart(1));
+        world.at(at(again + 1), Happening::Connect(from, 1 - from));
+        world.run_until_done(PATIENCE);
+        assert_eq!(world.nodes[0].lost, [Lost::Silent]);
+        assert_eq!((world.nodes[0].connections.len(), world.nodes[1].connections.len()), (1, 1));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_connection_follows_its_peer_to_another_address() {
+    seeds(30, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.1);
+        world.at(at(0), Happening::Connect(0, 1));
+        for node in 0..2 {
+            world.nodes[node].plans.push(reliable(seed, 300, 2000));
+            world.nodes[node].pace = (1, ms(10));
+        }
+        // Not both within a keep-alive: nobody could know where to look for the other.
+        for turn in 0..=world.rng.below(3) {
+            let (time, node) = (800 + 8000 * turn + world.rng.below(2000), world.rng.below(2) as usize);
+            let far = world.rng.chance(0.5);
+            world.at(at(time), Happening::Rebind(node, far));
+        }
+        world.run_until_done(PATIENCE);
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty()));
+        assert!(world.nodes.iter().any(|node| node.moved > 0));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_path_that_carries_less_from_now_on_is_found_out() {
+    seeds(40, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.05);
+        world.quality.mtu = 8972;
+        world.at(at(0), Happening::Connect(0, 1));
+        world.nodes[0].plans.push(reliable(seed, 300, 20_000));
+        world.nodes[0].pace = (1, ms(10));
+        for time in [700, 1200] {
+            let mtu = 1200 + world.rng.below(3000) as usize;
+            world.at(at(time), Happening::Mtu(mtu));
+        }
+        world.run_until_done(PATIENCE);
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty()));
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn whoever_sees_all_and_sends_what_it_likes_ends_nothing_and_changes_nothing() {
+    seeds(25, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.1);
+        world.intruder = Some(Intruder::new(seed));
+        world.at(at(0), Happening::Intrude);
+        world.at(at(20), Happening::Connect(0, 1));
+        world.nodes[0].plans.push(reliable(seed, 100, 2000));
+        world.nodes[0].pace = (1, ms(10));
+        world.run_until_done(PATIENCE);
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty()));
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), node.lost.len()), (1, 0));
+        }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_peer_that_breaks_every_rule_harms_nobody_else_and_takes_no_memory() {
+    seeds(30, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.05);
+        world.nodes[0].serves = 1;
+        world.nodes[0].plans.push(reliable(seed, 100, 2000));
+        world.nodes[0].pace = (1, ms(10));
+        world.at(at(0), Happening::Connect(0, 1));
+        while world.nodes[0].connections.is_empty() {
+            world.step();
+        }
+        let target = world.nodes[0].address;
+        let mut rogue = Rogue::meet(&mut world, target, seed);
+        for _ in 0..300 {
+            rogue.misbehave(&mut world);
+            world.run_until(rogue.pause(world.now));
+        }
+        assert_eq!(
+            world.nodes[0].app.coming.keys().filter(|(its, _)| *its != world.nodes[0].connections[0]).count(),
+            0
+        );
+        world.run_until_done(PATIENCE);
+        world.run_until(world.now + Duration::from_secs(60));
+        assert_eq!(world.nodes[0].lost.len(), 1, "only the rogue, which says nothing any more");
+        assert!(world.nodes[1].lost.is_empty());
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn both_move_at_once_and_who_connects_again_goes_on_where_it_was() {
+    seeds(40, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.1);
+        world.at(at(0), Happening::Connect(0, 1));
+        for node in 0..2 {
+            world.nodes[node].plans.push(reliable(seed, 300, 3000));
+            world.nodes[node].pace = (1, ms(10));
+        }
+        let moves = 1000 + world.rng.below(1500);
+        world.at(at(moves), Happening::Rebind(0, true));
+        world.at(at(moves), Happening::Rebind(1, true));
+        let (first, other) = (world.rng.below(2) as usize, world.rng.below(4) as usize);
+        world.at(at(moves + 3000), Happening::Connect(first, 1 - first));
+        if other < 2 {
+            let apart = world.rng.below(100);
+            world.at(at(moves + 3000 + apart), Happening::Connect(other, 1 - other));
+        }
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), &node.lost[..]), (1, &[][..]));
+        }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn after_darkness_both_may_say_hello_and_go_on_where_they_were() {
+    seeds(40, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.1);
+        world.at(at(0), Happening::Connect(0, 1));
+        for node in 0..2 {
+            world.nodes[node].plans.push(reliable(seed, 200, 3000));
+            world.nodes[node].pace = (1, ms(10));
+        }
+        // Darkness, in which both say Hello again and again.
+        let dark = 900 + world.rng.below(1000);
+        world.at(at(dark), Happening::Dark(true));
+        world.at(at(dark + 2000), Happening::Connect(0, 1));
+        world.at(at(dark + 2000), Happening::Connect(1, 0));
+        world.at(at(dark + 2000 + world.rng.clone().below(4000)), Happening::Dark(false));
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), &node.lost[..]), (1, &[][..]));
+        }
+        world.check_rest_and_end();
+    });
+}

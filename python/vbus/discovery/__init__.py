@@ -1,0 +1,137 @@
+"""How nodes find each other over the network: an ensemble of ways, each optional, each with a visible status.
+
+```
+__init__.py       the ensemble: begins the ways that are on, ends them, tells how they stand
+static.py         `peers`: addresses, and DNS names that are asked again and again
+mdns.py           mDNS: the thread, and what a fork does to it
+responder.py      mDNS: python-zeroconf, following interfaces as they come and go
+heard.py          mDNS: who announces itself, bounded, told to the core
+announcement.py   mDNS: what a node says of itself
+interfaces.py     the interfaces of this host, and which of them are meant
+status.py         the records that tell how it stands
+```
+
+All ways end in one call, `core.add_peer(name, addresses, source)`; the core never calls Python. Discovery
+grants nothing: who may in is decided in the handshake. Nothing here is waited for: `Node()` starts threads,
+and what they need is imported there.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol, TypeAlias
+
+    from vbus._vbus import PeerTuple
+
+    from .mdns import Mdns
+    from .static import Static
+    from .status import Way
+
+    Address: TypeAlias = tuple[str, int]
+
+    class Core(Protocol):
+        """What discovery wants of the core; its calls never wait."""
+
+        @property
+        def id(self) -> str:
+            """Hex: what this node announces itself as."""
+            ...
+
+        def add_peer(self, name: str, addresses: list[Address], source: str) -> None:
+            """Where something called `name` (a "host:port" of `peers`, or a node's id) may be reached.
+
+            Called again it adds; the core bounds what it keeps. `source` is "peers" or "mdns". An IPv6
+            address may have a scope, as a number: "fe80::1%2"."""
+
+        def remove_peer(self, name: str, source: str) -> None:
+            """It is no longer announced so; nothing is disconnected by it."""
+
+        def network_port(self) -> int | None:
+            """The UDP port; None without a network."""
+
+        def peer_tuples(self) -> list[PeerTuple]:
+            """The connected peers."""
+            ...
+
+    class Ways(Protocol):
+        """Settings that matter here; those of `vbus.config`."""
+
+        @property
+        def domain(self) -> str:
+            """The domain, which is announced as a digest."""
+            ...
+
+        @property
+        def discovery(self) -> Sequence[str]:
+            """Any of "shm", "mdns", "peers"."""
+            ...
+
+        @property
+        def peers(self) -> Sequence[str]:
+            """Each "host:port"."""
+            ...
+
+        @property
+        def listen(self) -> str:
+            """ "address:port", or "off"."""
+            ...
+
+        @property
+        def interfaces(self) -> Sequence[str]:
+            """Names or addresses; none means all."""
+            ...
+
+
+__all__ = ["Discovery"]
+
+
+class Discovery:
+    """The ways of one node. They begin here, and end by `stop`."""
+
+    __slots__ = ("_mdns", "_off", "_static")
+
+    def __init__(self, core: Core, settings: Ways) -> None:
+        self._static: Static | None = None
+        self._mdns: Mdns | None = None
+        self._off: dict[str, str] = {}
+        port = core.network_port()
+        if port is None:
+            self._off = dict.fromkeys(("mdns", "peers"), 'there is no network: listen is "off"')
+            return
+        for way in ("mdns", "peers"):
+            if way not in settings.discovery:
+                self._off[way] = f'discovery does not have "{way}"'
+        if "peers" not in self._off:
+            if settings.peers:
+                from .static import Static
+
+                self._static = Static(core, settings.peers)
+            else:
+                self._off["peers"] = "peers is empty"
+        if "mdns" not in self._off:
+            from .mdns import Mdns
+
+            self._mdns = Mdns(core, settings, port)
+
+    def stop(self) -> None:
+        """No longer: says goodbye. Does not wait, and does nothing in the child of a fork."""
+        for way in (self._static, self._mdns):
+            if way is not None:
+                way.stop()
+
+    def join(self) -> None:
+        """Wait until goodbye is said, for 0.2 s at most."""
+        if self._mdns is not None:
+            self._mdns.join(GOODBYE_SECONDS)
+
+    def status(self) -> tuple[Way, ...]:
+        """How each way over the network stands."""
+        from .status import Way
+
+        ways = [way.status() for way in (self._mdns, self._static) if way is not None]
+        return (*ways, *(Way(name, on=False, reason=why) for name, why in self._off.items()))
+
+
+GOODBYE_SECONDS = 0.2

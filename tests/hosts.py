@@ -1,0 +1,119 @@
+"""Hosts for tests: programs in networks of their own, with a switch between them and real packets on it.
+
+A host's network goes with its program, and with that its links, so nothing is left behind.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+
+import pytest
+from helpers import WATCHDOG, until
+
+__all__ = ["hosts_can_be_made", "switch"]
+
+
+@pytest.fixture(scope="module")
+def hosts_can_be_made() -> None:
+    """Skips where this user may not make them, with what was said."""
+    for tool in ("unshare", "nsenter", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no hosts: there is no `{tool}`")
+    script = (
+        "ip link set lo up && ip link add name v0 type veth peer name v1 && ip link add name br0 type bridge"
+    )
+    tried = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    if os.getuid() != 0 or tried.returncode != 0:
+        pytest.skip(f"no hosts: {tried.stderr.strip() or 'only root may make them'}")
+
+
+class Host:
+    """A program in a network of its own. What it says first is "ready", when it has the network."""
+
+    def __init__(self, digit, program):
+        self.digit = digit
+        self.program = program
+        self.program.expect("ready")
+
+    def ip(self, *words):
+        """The tool `ip`, on this host."""
+        run("nsenter", f"--net=/proc/{self.program.pid}/ns/net", "ip", *words)
+
+    def loopback(self):
+        self.ip("link", "set", "lo", "up")
+
+
+class Puppet(Host):
+    """A host whose program does what the test says, one Python statement after the other."""
+
+    def __init__(self, start, digit, **settings):
+        super().__init__(digit, start("import puppet; puppet.obey()", **settings))
+        self.loopback()
+
+    def do(self, statement):
+        """Runs it there."""
+        self.tell("do", statement)
+        self.done()
+
+    def ask(self, expression, seconds=WATCHDOG):
+        """What it is there: anything that `repr` tells in full."""
+        self.tell("ask", expression)
+        return self.done(seconds)
+
+    def until(self, expression, seconds=WATCHDOG):
+        """Looks again and again until it is true there."""
+        until(lambda: self.ask(expression), f"{expression} on host {self.digit}", seconds)
+
+    def tell(self, kind, text):
+        """Has it begin; `done` waits for the end."""
+        self.program.tell(repr((kind, text)))
+
+    def done(self, seconds=WATCHDOG):
+        kind, value = ast.literal_eval(self.program.hear(seconds))
+        if kind == "raised":
+            pytest.fail(f"on host {self.digit}:\n{value}")
+        return value
+
+
+class Switch:
+    """A bridge in a namespace of its own, without the cleverness that drops multicast."""
+
+    def __init__(self, start):
+        self.program = start("import finders; finders.enter_own_network(); say('ready'); hear()")
+        self.program.expect("ready")
+        self.net = f"--net=/proc/{self.program.pid}/ns/net"
+        self.ip("link", "add", "name", "br0", "type", "bridge", "mcast_snooping", "0", "forward_delay", "0")
+        self.ip("link", "set", "br0", "up")
+
+    def ip(self, *words):
+        run("nsenter", self.net, "ip", *words)
+
+    def plug(self, host, *addresses, up=True):
+        """A cable from a host's eth0."""
+        port = f"to-{host.digit}"
+        pid = str(host.program.pid)
+        self.ip("link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", pid)
+        self.ip("link", "set", port, "master", "br0", "up")
+        # A new IPv6 address is used at once: nobody has it twice here.
+        for address in addresses:
+            host.ip("addr", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+        if up:
+            host.ip("link", "set", "eth0", "up")
+
+    def isolate(self, host, isolated):
+        """Packets from isolated port to isolated port are dropped; no host notices anything."""
+        word = "on" if isolated else "off"
+        self.ip("link", "set", f"to-{host.digit}", "type", "bridge_slave", "isolated", word)
+
+
+def run(*words):
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (words, done.stderr)
+
+
+@pytest.fixture
+def switch(start):
+    return Switch(start)

@@ -1,0 +1,84 @@
+"""A node's discovery without the node: what would be told to the core is said, line by line."""
+
+import ctypes
+import json
+import os
+import sys
+from pathlib import Path
+
+from vbus.discovery import Discovery
+
+CLONE_NEWNET = 0x40000000
+
+
+def enter_own_network():
+    """A network namespace of this process's own; before any thread is started."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+class Core:
+    def __init__(self, digit, port):
+        self.id, self.port = digit * 32, port
+
+    def add_peer(self, name, addresses, source):
+        say("add", name[:1], *sorted(f"{host.partition('%')[0]}|{port}" for host, port in addresses))
+
+    def remove_peer(self, name, source):
+        say("remove", name[:1])
+
+    def network_port(self):
+        return self.port
+
+    def peer_tuples(self):
+        return []
+
+
+class Settings:
+    domain, discovery, peers, listen, interfaces = "home", ("mdns",), (), "[::]:0", ()
+
+
+def find(digit="a", port=7000, **settings):
+    """Discovery of a node whose id is this digit."""
+    wanted = Settings()
+    vars(wanted).update(settings)
+    return Discovery(Core(digit, port), wanted)
+
+
+def status(discovery):
+    """Of mDNS, as JSON can have it."""
+    way = discovery.status()[0]
+    names = ("on", "reason", "error", "interfaces", "deaf", "addresses", "ignored")
+    return {name: getattr(way, name) for name in names} | {"candidates": len(way.candidates)}
+
+
+def open_files(*kinds):
+    """What this process has open of these kinds: "socket", "eventpoll"."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(str(Path(f"/proc/self/fd/{number}").readlink()))
+        except OSError:
+            continue  # the listing itself
+    return sorted(name for name in found if any(kind in name for kind in kinds))
+
+
+def serve(digit="a", port=7000, **settings):
+    """What the test says: `begin`, `status`, `stop`, until its end."""
+    discovery = None
+    say("ready")
+    for line in sys.stdin:
+        match line.split():
+            case ["begin"]:
+                discovery = find(digit, port, **settings)
+            case ["status"]:
+                say(json.dumps(status(discovery)))
+            case ["stop"]:
+                discovery.stop()
+                discovery.join()
+                say("stopped")
