@@ -9,7 +9,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use vbus_core::base::id::Id;
 use vbus_core::base::time::Time;
-use vbus_core::transport::acks::Mark;
+use vbus_core::base::ecn::Ecn;
 use vbus_core::transport::admission::{Admission, Terms};
 use vbus_core::transport::handshake::{Answered, Established, Initiator, Own};
 use vbus_core::transport::identity::Entropy;
@@ -75,7 +75,7 @@ impl World {
     fn give(&mut self, from: SocketAddr, to: SocketAddr, mut bytes: Vec<u8>) {
         let Some(at) = (0..2).find(|&node| address(node, 0).ip() == to.ip()) else { return };
         let node = &mut self.nodes[at];
-        let arrival = Arrival { from, to: None, is_loopback: false, mark: Mark::None, bytes: &mut bytes };
+        let arrival = Arrival { from, to: None, is_loopback: false, mark: Ecn::NotEct, bytes: &mut bytes };
         node.endpoint.on_datagram(self.now, arrival, &mut node.app);
         self.look(at);
     }

@@ -4,16 +4,18 @@
 //! likes. Whatever it does, the victim and an honest far node go on exchanging samples, and who breaks a rule is
 //! thrown out, with a line in the log that says why.
 
+mod world;
+
 use std::collections::VecDeque;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
+use vbus_core::base::ecn::Ecn;
 use vbus_core::base::id::Id;
 use vbus_core::base::time::Time;
+use vbus_core::bus::WaitOutcome;
 use vbus_core::bus::meta::{Encoding, Meta};
 use vbus_core::bus::qos::Qos;
-use vbus_core::bus::{NetworkConfig, WaitOutcome};
-use vbus_core::transport::acks::Mark;
 use vbus_core::transport::admission::{Admission, Terms};
 use vbus_core::transport::identity::Entropy;
 use vbus_core::transport::{
@@ -22,9 +24,12 @@ use vbus_core::transport::{
 };
 use vbus_core::wire::control::{Announcement, Message, WireQos};
 use vbus_core::wire::far::{Far, Fate, Head, Introduction};
-use vbus_core::{Node, NodeConfig, Publisher, Subscriber};
+use vbus_core::{Node, Publisher, Subscriber};
+use world::{address, far_node};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Of the honest ones.
+const MEMORY: u64 = 64 << 20;
 /// Bytes of a message of control that travel at once.
 const PIECE: usize = 60 << 10;
 const ABSURD: Fate = Fate { delivered: u64::MAX, dropped: [u64::MAX; 5], lost: u64::MAX };
@@ -44,29 +49,9 @@ struct World {
     notices: Vec<String>,
 }
 
-fn node(name: &str) -> Node {
-    let listen = "127.0.0.1:0".parse().expect("an address");
-    let network = NetworkConfig { listen, open: false, interfaces: Vec::new() };
-    let config = NodeConfig {
-        name: name.into(),
-        domain: "test".into(),
-        secret: None,
-        directories: Vec::new(),
-        required: false,
-        memory: 64 << 20,
-        release: "test".into(),
-        network: Some(network),
-    };
-    Node::open(config).expect("a node opens")
-}
-
-fn address(node: &Node) -> SocketAddr {
-    node.info().addresses[0].parse().expect("an address")
-}
-
 impl World {
     fn new() -> Self {
-        let (victim, honest) = (node("victim"), node("honest"));
+        let (victim, honest) = (far_node("victim", MEMORY), far_node("honest", MEMORY));
         honest.add_peer("victim", vec![address(&victim)], "peers");
         let from_victim = victim.publisher("a/b", "", Qos::default()).expect("it opens");
         let from_honest = honest.publisher("c/d", "", Qos::default()).expect("it opens");
@@ -118,7 +103,7 @@ impl World {
             assert_eq!(link.sent, settled + link.waiting);
         }
         let memory = self.victim.stats().memory;
-        assert!(memory <= 64 << 20, "{memory} bytes are used");
+        assert!(memory <= MEMORY, "{memory} bytes are used");
         self.victim.topics();
     }
 
@@ -251,7 +236,7 @@ impl Rogue {
         let mut bytes = [0; 65_536];
         while let Ok((len, from)) = self.socket.recv_from(&mut bytes) {
             let bytes = &mut bytes[..len];
-            let arrival = Arrival { from, to: None, is_loopback: true, mark: Mark::None, bytes };
+            let arrival = Arrival { from, to: None, is_loopback: true, mark: Ecn::NotEct, bytes };
             self.endpoint.on_datagram(self.now(), arrival, &mut self.words);
             self.send();
         }

@@ -1,35 +1,21 @@
 //! Nodes that share no memory: everything that neighbours can do, over UDP on loopback.
 
+mod world;
+
 use std::time::Duration;
 
+use vbus_core::bus::WaitOutcome;
 use vbus_core::bus::meta::{Encoding, Meta};
 use vbus_core::bus::qos::{OnFull, Qos};
-use vbus_core::bus::{NetworkConfig, WaitOutcome};
-use vbus_core::{Node, NodeConfig, Publisher, Sample, Subscriber};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use vbus_core::{Node, Publisher, Sample, Subscriber};
+use world::{PATIENCE, address, far_node};
 
 /// A node that has the network only, and reaches these.
 fn node(name: &str, peers: &[&Node]) -> Node {
-    let network = NetworkConfig {
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        open: false,
-        interfaces: Vec::new(),
-    };
-    let config = NodeConfig {
-        name: name.into(),
-        domain: "test".into(),
-        secret: None,
-        directories: Vec::new(),
-        required: false,
-        memory: 256 << 20,
-        release: "test".into(),
-        network: Some(network),
-    };
-    let node = Node::open(config).expect("a node opens");
+    let node = far_node(name, 256 << 20);
     for peer in peers {
-        let address = &peer.info().addresses[0];
-        node.add_peer(address, vec![address.parse().expect("an address")], "peers");
+        let address = address(peer);
+        node.add_peer(&address.to_string(), vec![address], "peers");
     }
     node
 }

@@ -1,9 +1,11 @@
 //! The sending side of the network: the node's driver is one more reader of a publisher's slots.
 //!
 //! A publisher has one link per far peer, however many subscribers are there: a ring like any other, whose reader
-//! takes an entry only when the transport wants to send. Its stream is reliable, and ordered, if anyone there asks
-//! for that; whoever comes later and asks for more than it promises gets a link and a stream beside it. What waits in the ring can still be dropped or grow too
-//! old; what was taken is held in its slot until the peer has all of it.
+//! takes an entry only when the transport wants to send. What waits in the ring can still be dropped or grow too old;
+//! what was taken is held in its slot until the peer has all of it.
+//!
+//! Its stream is reliable, and ordered, if anyone there asks for that; whoever comes later and asks for more than it
+//! promises gets a link and a stream beside it.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,7 +17,7 @@ use super::out_link::{NewLink, OutLink, Reader};
 use super::pair::{Pair, PeerInfo};
 use super::publisher::{PublisherCore, monotonic_ns};
 use super::qos::{DEPTH_MAX, Offer, OnFull};
-use super::stats::{LinkStats, add_dropped};
+use super::stats::{COUNT_MAX, LinkStats, add_dropped};
 use crate::base::atomics::{AtomicU32, AtomicU64, Ordering};
 use crate::base::id::Id;
 use crate::base::lock::Mutex;
@@ -29,8 +31,6 @@ use crate::transport::{Connection, Next, Outgoing, StreamId, StreamSpec};
 use crate::wire::control::{LinkNumber, Message, WireQos};
 use crate::wire::far::{Far, Fate, Head, SUBSCRIBERS_MAX};
 
-/// No count of an honest peer comes near.
-const COUNT_MAX: u64 = 1 << 48;
 /// Promises of a stream.
 const RELIABLE: u32 = 1;
 const ORDERED: u32 = 2;
@@ -166,6 +166,11 @@ impl FarLink {
     pub(super) fn settle(&self) -> StreamSpec {
         let mut stage = self.stage.lock();
         stage.settled = true;
+        self.spec()
+    }
+
+    /// What its stream promises, as far as anyone asked until now.
+    fn spec(&self) -> StreamSpec {
         let promises = self.promises.load(Ordering::Relaxed);
         StreamSpec {
             reliable: promises & RELIABLE != 0,
@@ -176,7 +181,7 @@ impl FarLink {
 
     /// Whether everything that it sends arrives.
     pub(super) fn is_reliable(&self) -> bool {
-        self.promises.load(Ordering::Relaxed) & RELIABLE != 0
+        self.spec().reliable
     }
 
     /// The next sample to send, if it has at most `most` bytes.
@@ -321,6 +326,7 @@ impl FarLink {
 
     /// The driver opened the stream: what the other side is to be told first.
     pub(super) fn opened(&self, stream: StreamId) -> Vec<Message> {
+        let StreamSpec { reliable, ordered, .. } = self.spec();
         let mut stage = self.stage.lock();
         stage.stream = Some(stream);
         let mut subscribers = std::mem::take(&mut stage.first);
@@ -331,8 +337,8 @@ impl FarLink {
             topic: self.topic.to_string(),
             start: self.reading.lock().link.memory().first().load(Ordering::Relaxed),
             history: stage.history > 0,
-            reliable: self.is_reliable(),
-            ordered: self.promises.load(Ordering::Relaxed) & ORDERED != 0,
+            reliable,
+            ordered,
             offer: offer_to_wire(&self.offer),
             subscribers,
         };
@@ -549,7 +555,7 @@ impl PublisherCore {
             link.agree_again(&self.offer);
         }
         net.add_link(&far);
-        self.open_link(by_number(pair, number), net.entry(), far.bit, Arc::clone(&core.wake));
+        self.open_link(by_number(pair, number), net.entry().clone(), far.bit, Arc::clone(&core.wake));
         if let Some(link) = &self.state.lock().links[at] {
             far.stage.lock().history = link.history_end;
         }

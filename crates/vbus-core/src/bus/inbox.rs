@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::pair::Pair;
 use super::publisher::monotonic_ns;
 use super::spin::Spin;
-use super::stats::{LinkStats, SubscriberStats, add_dropped};
+use super::stats::{COUNT_MAX, LinkStats, SubscriberStats, add_dropped};
 use super::subscriber::{Sample, Source};
 use crate::base::atomics::{Ordering, fence};
 use crate::base::descriptor::Descriptor;
@@ -20,8 +20,6 @@ use crate::wire::control::LinkNumber;
 
 /// A busy link is served so often at most before the ready word is looked at again.
 const TAKES_PER_LOOK: u32 = 32;
-/// No count of an honest publisher comes near.
-const COUNT_MAX: u64 = 1 << 48;
 
 /// The links of one subscriber.
 #[derive(Default)]

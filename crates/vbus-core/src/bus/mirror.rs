@@ -16,6 +16,7 @@ use super::outbox::{Filled, Outbox};
 use super::pair::{Pair, PeerInfo};
 use super::publisher::{PublisherCore, monotonic_ns};
 use super::qos::Offer;
+use super::stats::COUNT_MAX;
 use super::subscriber::SubscriberCore;
 use crate::base::atomics::Ordering;
 use crate::base::id::Id;
@@ -24,9 +25,6 @@ use crate::shm::layout::{Cause, Dropped, slot_bytes};
 use crate::transport::{Incoming, NoPlace, StreamId, StreamSpec, Taken};
 use crate::wire::control::{LinkNumber, Message};
 use crate::wire::far::{Far, Fate, Head};
-
-/// No count of an honest peer comes near.
-const COUNT_MAX: u64 = 1 << 48;
 
 /// No honest publisher comes near, so that no sum of sequences overflows.
 pub(super) const SEQUENCE_MAX: u64 = 1 << 62;
@@ -268,7 +266,7 @@ impl Mirror {
     pub(super) fn on_dropped(&self, counts: &Dropped) {
         let mut state = self.state.lock();
         let mut outbox = self.core.state.lock();
-        self.on_counts(&mut state, &mut outbox, counts.map(|count| count.min(COUNT_MAX)));
+        self.on_counts(&mut state, &mut outbox, *counts);
     }
 
     /// Whether the publisher closed and nothing of it is left to report.
@@ -453,6 +451,8 @@ impl Mirror {
 
     /// The publisher said what it dropped so far.
     fn on_counts(&self, state: &mut State, outbox: &mut Outbox, counts: Dropped) {
+        // Bounded, so that no sum overflows, whatever a stranger says.
+        let counts = counts.map(|count| count.min(COUNT_MAX));
         for cause in Cause::ALL {
             let more = counts[cause as usize].saturating_sub(state.told[cause as usize]);
             if more == 0 {
@@ -505,8 +505,7 @@ impl Arriving {
         };
         let mut counts = Dropped::default();
         for (count, bytes) in counts.iter_mut().zip(bytes.chunks_exact(8)) {
-            // Bounded, so that no sum overflows, whatever a stranger says.
-            *count = u64::from_le_bytes(bytes.try_into().expect("chunks of eight")).min(COUNT_MAX);
+            *count = u64::from_le_bytes(bytes.try_into().expect("chunks of eight"));
         }
         Some(counts)
     }

@@ -124,8 +124,8 @@ impl Net {
         }))
     }
 
-    pub(super) fn entry(&self) -> BoardEntry {
-        self.entry.clone()
+    pub(super) fn entry(&self) -> &BoardEntry {
+        &self.entry
     }
 
     /// The bit of a new link; beyond 64 they are shared.

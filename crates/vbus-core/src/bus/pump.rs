@@ -9,7 +9,6 @@ use std::io;
 use crate::base::ecn::Ecn;
 use crate::base::time::Time;
 use crate::transport::Application;
-use crate::transport::acks::Mark;
 use crate::transport::endpoint::{Arrival, Endpoint};
 use crate::transport::session::Transmit;
 use crate::udp::{self, Batch, Datagram, Doors, SEGMENTS_MAX, Sent, Socket};
@@ -115,12 +114,7 @@ fn arrival(datagram: Datagram<'_>) -> Arrival<'_> {
         from: datagram.from,
         to: datagram.to,
         is_loopback: datagram.by_loopback && datagram.to.is_some_and(both),
-        mark: match datagram.ecn {
-            Ecn::NotEct => Mark::None,
-            Ecn::Ect0 => Mark::Ect0,
-            Ecn::Ect1 => Mark::Ect1,
-            Ecn::Ce => Mark::Ce,
-        },
+        mark: datagram.ecn,
         bytes: datagram.bytes,
     }
 }

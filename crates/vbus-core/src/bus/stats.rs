@@ -8,6 +8,9 @@ use super::pair::PeerInfo;
 use crate::base::id::Id;
 use crate::shm::layout::{Cause, Dropped};
 
+/// No count of an honest peer comes near; what strangers say is bounded by it, so that no sum overflows.
+pub(super) const COUNT_MAX: u64 = 1 << 48;
+
 /// One publisher and one subscriber.
 #[derive(Clone, Debug)]
 pub struct LinkStats {

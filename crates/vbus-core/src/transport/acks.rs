@@ -1,15 +1,15 @@
 //! What arrived over a path, and when to say so.
 //!
 //! At once when something seems to be missing, came late or was marked by the network, or the peer asks for nothing
-//! else; otherwise with the next packet
-//! that goes anyway, at the latest after a quarter of a round trip, [`DELAY_MAX`], [`PACKETS_MAX`] packets or
-//! [`BYTES_MAX`] bytes.
+//! else; otherwise with the next packet that goes anyway, at the latest after a quarter of a round trip,
+//! [`DELAY_MAX`], [`PACKETS_MAX`] packets or [`BYTES_MAX`] bytes.
 
 use std::time::Duration;
 
+use crate::base::ecn::Ecn;
 use crate::base::ranges::RangeSet;
 use crate::base::time::Time;
-use crate::wire::frame::{Ecn, write_ack};
+use crate::wire::frame::{EcnCounts, write_ack};
 
 /// An acknowledgement waits no longer; the peer is told at the handshake.
 pub const DELAY_MAX: Duration = Duration::from_millis(25);
@@ -24,61 +24,26 @@ const RANGES_MANY: usize = 24;
 /// Every so many of our packets that only acknowledge.
 const ASK_EVERY: u32 = 8;
 
-/// How the network marked a datagram (RFC 3168).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mark {
-    /// Its sender or somebody on the way knows nothing of marks.
-    #[default]
-    None,
-    /// Its sender understands marks.
-    Ect0,
-    /// The same, for a use we make none of.
-    Ect1,
-    /// Congestion was experienced.
-    Ce,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    At(Time),
-    Now,
-}
-
 /// The arrived packets of a path.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Acks {
     arrived: RangeSet,
-    largest: Option<u64>,
+    /// When the highest of them did.
     largest_at: Time,
-    due: Due,
+    /// When an acknowledgement goes even if nothing else does; the origin is at once.
+    due: Option<Time>,
     /// Since the last acknowledgement.
     packets: u32,
     bytes: usize,
-    marks: Ecn,
+    marks: EcnCounts,
     /// Packets of ours since the last that asked to be acknowledged.
     unasked: u32,
-}
-
-impl Default for Acks {
-    fn default() -> Self {
-        Self {
-            arrived: RangeSet::new(),
-            largest: None,
-            largest_at: Time::ZERO,
-            due: Due::Nothing,
-            packets: 0,
-            bytes: 0,
-            marks: Ecn::default(),
-            unasked: 0,
-        }
-    }
 }
 
 impl Acks {
     /// The highest number that arrived.
     pub fn largest(&self) -> Option<u64> {
-        self.largest
+        self.arrived.highest()
     }
 
     /// A packet that is not repeated was opened. `asks`: it wants to be acknowledged. `round_trip`: as this end
@@ -86,18 +51,17 @@ impl Acks {
     pub fn on_packet(&mut self, now: Time, packet: Arrived, round_trip: Duration) {
         let Arrived { number, bytes, mark, asks, hurries } = packet;
         match mark {
-            Mark::None => {}
-            Mark::Ect0 => self.marks.ect0 += 1,
-            Mark::Ect1 => self.marks.ect1 += 1,
-            Mark::Ce => self.marks.ce += 1,
+            Ecn::NotEct => {}
+            Ecn::Ect0 => self.marks.ect0 += 1,
+            Ecn::Ect1 => self.marks.ect1 += 1,
+            Ecn::Ce => self.marks.ce += 1,
         }
-        let expected = self.largest.map_or(0, |largest| largest + 1);
+        let expected = self.largest().map_or(0, |largest| largest + 1);
         self.arrived.insert_one(number);
         if self.arrived.range_count() > RANGES_MAX {
             self.arrived.keep_highest(RANGES_MAX);
         }
         if number >= expected {
-            self.largest = Some(number);
             self.largest_at = now;
         }
         if !asks {
@@ -106,47 +70,39 @@ impl Acks {
         self.packets += 1;
         self.bytes += bytes;
         let full = self.packets >= PACKETS_MAX || self.bytes >= BYTES_MAX;
-        if number != expected || mark == Mark::Ce || full || hurries {
-            self.due = Due::Now;
-        } else if self.due == Due::Nothing {
-            self.due = Due::At(now + (round_trip / 4).min(DELAY_MAX));
+        if number != expected || mark == Ecn::Ce || full || hurries {
+            self.due = Some(Time::ZERO);
+        } else {
+            self.due.get_or_insert_with(|| now + (round_trip / 4).min(DELAY_MAX));
         }
     }
 
     /// An acknowledgement should go even if nothing else does.
     pub fn is_due(&self, now: Time) -> bool {
-        match self.due {
-            Due::Nothing => false,
-            Due::At(at) => now >= at,
-            Due::Now => true,
-        }
+        self.due.is_some_and(|at| now >= at)
     }
 
     /// There is something to acknowledge that may go along with other frames.
     pub fn is_waiting(&self) -> bool {
-        self.due != Due::Nothing
+        self.due.is_some()
     }
 
     /// When [`Self::is_due`] becomes true by itself.
     pub fn timeout(&self) -> Option<Time> {
-        match self.due {
-            Due::Nothing => None,
-            Due::At(at) => Some(at),
-            Due::Now => Some(Time::ZERO),
-        }
+        self.due
     }
 
     /// Appends the acknowledgement to a packet that has so much room. Whether it fitted.
     pub fn write(&self, now: Time, path: u8, room: usize, packet: &mut Vec<u8>) -> bool {
         let waited = u64::try_from(now.since(self.largest_at).as_micros()).unwrap_or(u64::MAX);
-        let marks = (self.marks != Ecn::default()).then_some(self.marks);
+        let marks = (self.marks != EcnCounts::default()).then_some(self.marks);
         write_ack(packet, room, u64::from(path), waited, self.arrived.descending(), marks)
     }
 
     /// The acknowledgement went in a packet that the peer acknowledges itself, or not. True if the packet should
     /// ask for it, so that old numbers can be forgotten.
     pub fn on_sent(&mut self, asked: bool) {
-        self.due = Due::Nothing;
+        self.due = None;
         self.packets = 0;
         self.bytes = 0;
         self.unasked = if asked { 0 } else { self.unasked + 1 };
@@ -178,7 +134,7 @@ pub struct Arrived {
     /// Its size.
     pub bytes: usize,
     /// How the network marked it.
-    pub mark: Mark,
+    pub mark: Ecn,
     /// It wants to be acknowledged.
     pub asks: bool,
     /// It wants that at once: it has a PING.
@@ -196,7 +152,7 @@ mod tests {
     }
 
     fn asking(number: u64) -> Arrived {
-        Arrived { number, bytes: 1000, mark: Mark::None, asks: true, hurries: false }
+        Arrived { number, bytes: 1000, mark: Ecn::NotEct, asks: true, hurries: false }
     }
 
     #[test]
@@ -219,12 +175,12 @@ mod tests {
             }
             acks.is_due(at(0))
         };
-        assert!(!sent(&[0, 1, 2], Mark::Ect0));
-        assert!(sent(&[0, 2], Mark::None));
-        assert!(sent(&[1], Mark::None), "the first is missing");
-        assert!(sent(&[0, 1], Mark::Ce));
+        assert!(!sent(&[0, 1, 2], Ecn::Ect0));
+        assert!(sent(&[0, 2], Ecn::NotEct));
+        assert!(sent(&[1], Ecn::NotEct), "the first is missing");
+        assert!(sent(&[0, 1], Ecn::Ce));
         let many: Vec<u64> = (0..u64::from(PACKETS_MAX)).collect();
-        assert!(!sent(&many[1..][..0], Mark::None) && sent(&many, Mark::None));
+        assert!(!sent(&many[1..][..0], Ecn::NotEct) && sent(&many, Ecn::NotEct));
         let mut acks = Acks::default();
         acks.on_packet(at(0), asking(0), RTT);
         acks.on_packet(at(0), asking(2), RTT);

@@ -6,6 +6,7 @@ use ring::aead;
 /// at all with packets of up to 64 KiB, 2^23 (RFC 9001 §6.6 and B.1), as the initiator counts what the responder seals
 /// by what comes, and much may be lost. Some three seconds at 8 Gbit/s.
 const UPDATE_AFTER: u64 = 1 << 21;
+
 /// How packets are sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

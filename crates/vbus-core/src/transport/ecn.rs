@@ -1,15 +1,6 @@
 //! Whether a path carries congestion marks, and how many came: RFC 9000 §13.4.
 
-/// Packets that arrived with each mark, as the peer counted them since the path began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EcnCounts {
-    /// ECT(0).
-    pub ect0: u64,
-    /// ECT(1), which we never send.
-    pub ect1: u64,
-    /// Congestion experienced.
-    pub ce: u64,
-}
+use crate::wire::frame::EcnCounts;
 
 /// So many marked packets are sent before one of them must have proved the path.
 const TRIAL: u64 = 32;

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use super::Application;
-use super::acks::Mark;
 use super::admission::Admission;
 use super::attempt::{Attempt, Met, Trying};
 use super::config::EndpointConfig;
@@ -23,6 +22,7 @@ use super::parameters::WORDS_MAX;
 use super::rebinding::Address;
 use super::session::{CloseCode, Dropped, Opened, Session, Side, Transmit, Whence};
 use super::stats::EndpointStats;
+use crate::base::ecn::Ecn;
 use crate::base::id::Id;
 use crate::base::time::Time;
 use crate::wire::packet::{ConnectionId, Header, Long, RESET};
@@ -46,7 +46,7 @@ pub struct Arrival<'a> {
     /// Both addresses and the interface are loopback.
     pub is_loopback: bool,
     /// How the network marked it.
-    pub mark: Mark,
+    pub mark: Ecn,
     /// The bytes; spoilt afterwards.
     pub bytes: &'a mut [u8],
 }

@@ -174,11 +174,6 @@ impl Keys {
         self.sending.generation
     }
 
-    /// How many packets did not open.
-    pub const fn failed(&self) -> u64 {
-        self.receiving.failed
-    }
-
     /// How long packets of the last generation may be late: three probe timeouts (RFC 9001 §6.5).
     pub const fn set_overlap(&mut self, overlap: Duration) {
         self.overlap = overlap;

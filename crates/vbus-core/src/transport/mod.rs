@@ -23,7 +23,6 @@ pub mod keys;
 pub mod limit;
 mod loss;
 mod meeting;
-pub mod memory;
 pub mod mtu;
 mod pacer;
 mod packing;

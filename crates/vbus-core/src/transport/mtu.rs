@@ -57,7 +57,7 @@ pub struct Mtu {
     /// Large packets lost since one arrived, and the number of the first of them.
     vanished: u32,
     vanished_from: u64,
-    /// The earliest number of a small packet that arrived after that.
+    /// Times that large packets were found to vanish.
     black_holes: u64,
 }
 

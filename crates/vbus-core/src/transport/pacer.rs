@@ -25,10 +25,6 @@ impl Pacer {
         Self { paid_at: Time::ZERO, resting: false, largest_batch }
     }
 
-    pub(super) fn set_largest_batch(&mut self, bytes: u64) {
-        self.largest_batch = bytes;
-    }
-
     /// How many bytes leave at once at this rate.
     pub(super) fn batch(&self, rate: u64, mss: u64) -> u64 {
         let at_rate = bytes_in(BATCH_TIME, rate);

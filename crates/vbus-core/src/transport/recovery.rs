@@ -15,8 +15,7 @@ use super::pacer::Pacer;
 use super::rate::RateMeter;
 use super::rtt::Rtt;
 use crate::base::time::Time;
-
-pub use super::ecn::EcnCounts;
+use crate::wire::frame::EcnCounts;
 
 /// While data wait, the path is probed at least so often, so that a healed one is found at once.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
@@ -171,7 +170,6 @@ pub struct RecoveryStats {
 #[derive(Debug)]
 pub struct Recovery<T> {
     mss: u64,
-    largest_batch: u64,
     rtt: Rtt,
     in_flight: InFlight<T>,
     rate: RateMeter,
@@ -210,7 +208,6 @@ impl<T> Recovery<T> {
         let mss = config.mss.max(1);
         let mut new = Self {
             mss,
-            largest_batch: config.largest_batch,
             rtt: Rtt::new(config.initial_rtt, config.max_ack_delay),
             in_flight: InFlight::new(),
             rate: RateMeter::default(),
@@ -236,17 +233,6 @@ impl<T> Recovery<T> {
         self.mss = mss.max(1);
         self.controller.get_mut().set_mss(self.mss);
         self.set_pacing_rate();
-    }
-
-    /// The socket takes another number of bytes at once.
-    pub fn set_largest_batch(&mut self, bytes: u64) {
-        self.largest_batch = bytes;
-        self.pacer.set_largest_batch(bytes);
-    }
-
-    /// The peer said how long it may wait before it acknowledges.
-    pub fn set_max_ack_delay(&mut self, delay: Duration) {
-        self.rtt.set_max_ack_delay(delay);
     }
 
     /// A round trip was measured otherwise, as by the handshake.
@@ -298,7 +284,6 @@ impl<T> Recovery<T> {
         );
         if sent.counted {
             self.pacer.on_sent(now, bytes, self.pacing_rate, self.mss);
-            self.controller.get_mut().on_sent(now, bytes, self.in_flight.bytes());
         }
         if sent.app_limited {
             self.on_app_limited();
@@ -342,7 +327,6 @@ impl<T> Recovery<T> {
             return Err(NeverSent { number: largest, next });
         }
         let app_limited = self.rate.is_app_limited();
-        let prior_in_flight = self.in_flight.bytes();
         let (mut acked, mut packets, mut eliciting, mut ect) = (0, 0, false, 0);
         let mut newest: Option<(u64, Time)> = None;
         let mut spurious = Spurious::default();
@@ -394,7 +378,6 @@ impl<T> Recovery<T> {
                 now,
                 acked,
                 lost: losses.bytes,
-                prior_in_flight,
                 in_flight: self.in_flight.bytes(),
                 rtt,
                 min_rtt: self.rtt.min(),
@@ -403,7 +386,6 @@ impl<T> Recovery<T> {
                 delivered: self.rate.delivered(),
                 newest_sent_at,
                 app_limited,
-                marked,
             });
         }
         if marked > 0 {
@@ -430,7 +412,6 @@ impl<T> Recovery<T> {
             out.probe = true;
             return;
         }
-        let prior_in_flight = self.in_flight.bytes();
         let losses = self.detect_lost(now, out);
         self.in_flight.trim();
         if losses.bytes > 0 {
@@ -438,7 +419,6 @@ impl<T> Recovery<T> {
                 now,
                 acked: 0,
                 lost: losses.bytes,
-                prior_in_flight,
                 in_flight: self.in_flight.bytes(),
                 rtt: None,
                 min_rtt: self.rtt.min(),
@@ -447,7 +427,6 @@ impl<T> Recovery<T> {
                 delivered: self.rate.delivered(),
                 newest_sent_at: Time::ZERO,
                 app_limited: self.rate.is_app_limited(),
-                marked: 0,
             });
         }
         self.on_losses(now, &losses, out);
@@ -479,16 +458,6 @@ impl<T> Recovery<T> {
     /// Bytes on their way that count.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.bytes()
-    }
-
-    /// Whether packets are out that the peer must acknowledge.
-    pub fn awaits_ack(&self) -> bool {
-        self.in_flight.ack_eliciting() > 0
-    }
-
-    /// The highest packet that the peer is known to have.
-    pub fn largest_acked(&self) -> Option<u64> {
-        self.largest_acked
     }
 
     /// Bytes that may be in flight.

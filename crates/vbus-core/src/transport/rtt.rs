@@ -35,11 +35,6 @@ impl Rtt {
         }
     }
 
-    /// The peer said how long it may wait before it acknowledges.
-    pub fn set_max_ack_delay(&mut self, delay: Duration) {
-        self.max_ack_delay = delay.min(LONGEST);
-    }
-
     /// A packet was acknowledged `sample` after it was sent; of that the peer says it waited `delay`.
     pub fn on_sample(&mut self, sample: Duration, delay: Duration) {
         let sample = sample.clamp(SHORTEST, LONGEST);

@@ -11,14 +11,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Application;
-use super::acks::{Arrived, Mark};
+use super::acks::Arrived;
 use super::config::EndpointConfig;
 use super::keys::{BadPacket, Keys};
 use super::path::{Contents, Path, PathSetup};
 use super::rebinding::{Address, Moved};
-use super::recovery::{EcnCounts, Outcome};
+use super::recovery::Outcome;
 use super::silence::Silence;
 use super::streams::Streams;
+use crate::base::ecn::Ecn;
 use crate::base::time::Time;
 use crate::wire::frame::{self, Frame};
 use crate::wire::packet::{ConnectionId, HEADER, Header, TAG};
@@ -140,7 +141,7 @@ pub struct Whence {
     /// From where to where.
     pub from: Address,
     /// With which mark.
-    pub mark: Mark,
+    pub mark: Ecn,
 }
 
 /// What a packet brought besides what streams were told.
@@ -295,8 +296,7 @@ impl Session {
             return;
         };
         let waited = Duration::from_micros(ack.delay_us);
-        let marks = ack.ecn.map(|ecn| EcnCounts { ect0: ecn.ect0, ect1: ecn.ect1, ce: ecn.ce });
-        if path.recovery.on_ack(now, ack.ranges.clone(), waited, marks, &mut self.outcome).is_err() {
+        if path.recovery.on_ack(now, ack.ranges.clone(), waited, ack.ecn, &mut self.outcome).is_err() {
             self.counts.false_acks += 1;
         }
         self.settle(now, index, side);

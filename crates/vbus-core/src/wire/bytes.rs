@@ -1,5 +1,6 @@
 //! Reading and writing plain values, little endian, with every read bounded.
 
+use super::varint::Cursor;
 use crate::base::id::Id;
 
 /// The bytes are not what they should be.
@@ -63,69 +64,54 @@ impl Writer {
 
 /// Reads values one after the other.
 #[derive(Debug)]
-pub struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
+pub struct Reader<'a>(Cursor<'a>);
 
 impl<'a> Reader<'a> {
     /// From the start of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
-    }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or(Malformed { at: self.at })?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        Ok(self.take(N)?.try_into().expect("`take` gives what was asked"))
+        Self(Cursor::new(bytes))
     }
 
     /// One byte.
     pub fn u8(&mut self) -> Result<u8, Malformed> {
-        Ok(self.array::<1>()?[0])
+        self.0.byte()
     }
 
     /// Four bytes.
     pub fn u32(&mut self) -> Result<u32, Malformed> {
-        self.array().map(u32::from_le_bytes)
+        self.0.array().map(u32::from_le_bytes)
     }
 
     /// Eight bytes.
     pub fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_le_bytes)
+        self.0.array().map(u64::from_le_bytes)
     }
 
     /// Sixteen bytes.
     pub fn id(&mut self) -> Result<Id, Malformed> {
-        self.array().map(Id::from_bytes)
+        self.0.array().map(Id::from_bytes)
     }
 
     /// A length of at most `max`, then the bytes.
     pub fn bytes(&mut self, max: usize) -> Result<&'a [u8], Malformed> {
-        let at = self.at;
+        let at = self.0.at();
         let len = self.u32()? as usize;
         if len > max {
             return Err(Malformed { at });
         }
-        self.take(len)
+        self.0.take(len as u64)
     }
 
     /// A text of at most `max` bytes.
     pub fn text(&mut self, max: usize) -> Result<String, Malformed> {
-        let at = self.at;
+        let at = self.0.at();
         let bytes = self.bytes(max)?;
         std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed { at })
     }
 
     /// A flag.
     pub fn flag(&mut self) -> Result<bool, Malformed> {
-        let at = self.at;
+        let at = self.0.at();
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -143,6 +129,6 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub fn end(&self) -> Result<(), Malformed> {
-        if self.at == self.bytes.len() { Ok(()) } else { Err(Malformed { at: self.at }) }
+        if self.0.is_empty() { Ok(()) } else { Err(self.0.malformed()) }
     }
 }

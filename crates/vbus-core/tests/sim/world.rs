@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use vbus_core::base::ecn::Ecn;
 use vbus_core::base::random::Rng;
 use vbus_core::base::time::Time;
-use vbus_core::transport::acks::Mark;
 use vbus_core::transport::admission::{Admission, Terms};
 use vbus_core::transport::identity::Entropy;
 use vbus_core::transport::{Arrival, Connection, Endpoint, EndpointConfig, Event, Lost};
@@ -332,9 +332,9 @@ impl World {
     fn arrive(&mut self, mut flight: Flight) {
         let Some(&node) = self.homes.get(&flight.to) else { return };
         let mark = match (flight.ect, flight.ce) {
-            (true, true) => Mark::Ce,
-            (true, false) => Mark::Ect0,
-            _ => Mark::None,
+            (true, true) => Ecn::Ce,
+            (true, false) => Ecn::Ect0,
+            _ => Ecn::NotEct,
         };
         let arrival = Arrival {
             from: flight.from,

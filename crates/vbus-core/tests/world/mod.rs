@@ -3,11 +3,13 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vbus_core::base::id::Id;
+use vbus_core::bus::NetworkConfig;
 use vbus_core::{Node, NodeConfig};
 
 /// Longer than anything takes that is not stuck.
@@ -36,18 +38,33 @@ impl Place {
 
     /// A node with so much memory.
     pub(crate) fn node_with(&self, name: &str, memory: u64) -> Node {
-        let config = NodeConfig {
-            name: name.into(),
-            domain: "test".into(),
-            secret: None,
-            directories: vec![self.0.clone()],
-            required: true,
-            memory,
-            release: "test".into(),
-            network: None,
-        };
-        Node::open(config).expect("a node opens in a private directory")
+        open(name, memory, vec![self.0.clone()], None)
     }
+}
+
+/// A node that shares no memory with others, and listens at a loopback address.
+pub(crate) fn far_node(name: &str, memory: u64) -> Node {
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    open(name, memory, Vec::new(), Some(NetworkConfig { listen, open: false, interfaces: Vec::new() }))
+}
+
+/// Where that is.
+pub(crate) fn address(node: &Node) -> SocketAddr {
+    node.info().addresses[0].parse().expect("an address")
+}
+
+fn open(name: &str, memory: u64, directories: Vec<PathBuf>, network: Option<NetworkConfig>) -> Node {
+    let config = NodeConfig {
+        name: name.into(),
+        domain: "test".into(),
+        secret: None,
+        required: !directories.is_empty(),
+        directories,
+        memory,
+        release: "test".into(),
+        network,
+    };
+    Node::open(config).expect("a node opens")
 }
 
 impl Drop for Place {

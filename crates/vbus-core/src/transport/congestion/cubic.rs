@@ -107,8 +107,6 @@ impl Cubic {
 }
 
 impl Controller for Cubic {
-    fn on_sent(&mut self, _now: Time, _bytes: u64, _in_flight: u64) {}
-
     fn on_ack(&mut self, ack: &AckEvent) {
         if ack.app_limited {
             self.curve.on_idle();

@@ -33,8 +33,6 @@ pub struct AckEvent {
     pub acked: u64,
     /// Bytes given up at the same time, likewise.
     pub lost: u64,
-    /// Bytes in flight before, and after.
-    pub prior_in_flight: u64,
     /// After.
     pub in_flight: u64,
     /// The new sample of the round trip, if there is one.
@@ -51,8 +49,6 @@ pub struct AckEvent {
     pub newest_sent_at: Time,
     /// The window was not used up, for want of something to send.
     pub app_limited: bool,
-    /// Packets that arrived marked "congestion experienced".
-    pub marked: u64,
 }
 
 /// Why a controller is told of congestion.
@@ -78,8 +74,6 @@ pub enum ControllerKind {
 
 /// What all controllers do.
 pub trait Controller {
-    /// Bytes that count leave; `in_flight` with them.
-    fn on_sent(&mut self, now: Time, bytes: u64, in_flight: u64);
     /// Packets were acknowledged, or given up, or both.
     fn on_ack(&mut self, ack: &AckEvent);
     /// Packets were lost or marked, the newest of them sent at `sent_at`. Told after `on_ack` of the same news.
@@ -148,7 +142,6 @@ mod tests {
             now: Time::from_nanos(now),
             acked,
             lost: 0,
-            prior_in_flight: acked,
             in_flight: acked,
             rtt: Some(Duration::from_millis(20)),
             min_rtt: Duration::from_millis(20),
@@ -157,7 +150,6 @@ mod tests {
             delivered: now,
             newest_sent_at: Time::from_nanos(now.saturating_sub(1)),
             app_limited: false,
-            marked: 0,
         }
     }
 }

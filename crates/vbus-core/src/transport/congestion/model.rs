@@ -455,8 +455,6 @@ impl Model {
 }
 
 impl Controller for Model {
-    fn on_sent(&mut self, _now: Time, _bytes: u64, _in_flight: u64) {}
-
     fn on_ack(&mut self, ack: &AckEvent) {
         self.smoothed = ack.smoothed_rtt;
         if let Some(rtt) = ack.rtt {

@@ -31,8 +31,6 @@ impl NewReno {
 }
 
 impl Controller for NewReno {
-    fn on_sent(&mut self, _now: Time, _bytes: u64, _in_flight: u64) {}
-
     fn on_ack(&mut self, ack: &AckEvent) {
         if ack.app_limited || self.recovery_since.is_some_and(|since| ack.newest_sent_at <= since) {
             return;

@@ -159,8 +159,11 @@ impl<I: Incoming> Inbound<I> {
 
     /// The same for a stream that the peer spoke of.
     fn hear_of(&mut self, id: StreamId) -> Result<bool, Violation> {
-        let known = self.meet(id)?;
-        if self.unaccepted > MAX_UNANSWERED { Err(Violation::TooManyStreams) } else { Ok(known) }
+        let is_new = !self.streams.contains_key(&id) && !self.ended.contains(id.0);
+        if is_new && self.unaccepted >= MAX_UNANSWERED {
+            return Err(Violation::TooManyStreams);
+        }
+        self.meet(id)
     }
 
     pub(super) fn accept<A: Application<Incoming = I>>(
@@ -312,6 +315,26 @@ impl<I: Incoming> Inbound<I> {
         Ok(())
     }
 
+    /// The peer spoke of a stream of its own that is not control.
+    fn with_heard<A: Application<Incoming = I>>(
+        &mut self,
+        desk: &mut Desk,
+        app: &mut A,
+        id: StreamId,
+        take: impl FnOnce(&mut RecvStream<I>, &mut Desk, &mut A) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        if id == StreamId::CONTROL {
+            return Err(Violation::Contradiction);
+        }
+        if self.hear_of(id)?
+            && let Some(stream) = self.streams.get_mut(&id)
+        {
+            take(stream, desk, app)?;
+            self.look_after(desk, app, id);
+        }
+        Ok(())
+    }
+
     pub(super) fn on_skip<A: Application<Incoming = I>>(
         &mut self,
         desk: &mut Desk,
@@ -320,16 +343,9 @@ impl<I: Incoming> Inbound<I> {
         number: u64,
         lengths: Lengths<'_>,
     ) -> Result<(), Violation> {
-        if id == StreamId::CONTROL {
-            return Err(Violation::Contradiction);
-        }
-        if self.hear_of(id)?
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.on_skip(number, lengths, &mut AppDoor { app, desk, stream: id })?;
-            self.look_after(desk, app, id);
-        }
-        Ok(())
+        self.with_heard(desk, app, id, |stream, desk, app| {
+            stream.on_skip(number, lengths, &mut AppDoor { app, desk, stream: id })
+        })
     }
 
     pub(super) fn on_finish<A: Application<Incoming = I>>(
@@ -339,16 +355,7 @@ impl<I: Incoming> Inbound<I> {
         id: StreamId,
         count: u64,
     ) -> Result<(), Violation> {
-        if id == StreamId::CONTROL {
-            return Err(Violation::Contradiction);
-        }
-        if self.hear_of(id)?
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.on_finish(count)?;
-            self.look_after(desk, app, id);
-        }
-        Ok(())
+        self.with_heard(desk, app, id, |stream, _, _| stream.on_finish(count))
     }
 
     pub(super) fn on_return<A: Application<Incoming = I>>(
@@ -358,16 +365,7 @@ impl<I: Incoming> Inbound<I> {
         id: StreamId,
         total: u64,
     ) -> Result<(), Violation> {
-        if id == StreamId::CONTROL {
-            return Err(Violation::Contradiction);
-        }
-        if self.hear_of(id)?
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.granting.on_return(total)?;
-            self.look_after(desk, app, id);
-        }
-        Ok(())
+        self.with_heard(desk, app, id, |stream, _, _| stream.granting.on_return(total))
     }
 
     pub(super) fn on_want<A: Application<Incoming = I>>(
@@ -380,13 +378,9 @@ impl<I: Incoming> Inbound<I> {
         if id == StreamId::CONTROL {
             self.control.granting.on_want(wanted)?;
             self.promise_control(desk);
-        } else if self.hear_of(id)?
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.granting.on_want(wanted)?;
-            self.look_after(desk, app, id);
+            return Ok(());
         }
-        Ok(())
+        self.with_heard(desk, app, id, |stream, _, _| stream.granting.on_want(wanted))
     }
 
     fn promise_control(&mut self, desk: &mut Desk) {

@@ -29,7 +29,7 @@ const MAX_CONTROL_QUEUE: usize = 8 << 20;
 /// Frames that may wait for a packet. Only refusals could be more than a few per stream; more of them are not told.
 const MAX_TELLS: usize = 1 << 19;
 
-/// The peer broke a rule: the connection is to be closed.
+/// The peer broke a rule: the frame, and the rest of its packet, are dropped and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// It used more than it was promised.

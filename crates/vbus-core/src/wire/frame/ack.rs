@@ -4,7 +4,7 @@ use super::{ACK, ACK_ECN, Cursor, Malformed, RangeInclusive, varint};
 
 /// Counts of packets that came with each mark of ECN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ecn {
+pub struct EcnCounts {
     /// Marked ECT(0).
     pub ect0: u64,
     /// Marked ECT(1).
@@ -23,7 +23,7 @@ pub struct Ack<'a> {
     /// The packets, at least one.
     pub ranges: Ranges<'a>,
     /// Marks of all that came so far.
-    pub ecn: Option<Ecn>,
+    pub ecn: Option<EcnCounts>,
 }
 
 impl Ack<'_> {
@@ -90,7 +90,7 @@ pub(super) fn read<'a>(cursor: &mut Cursor<'a>, with_ecn: bool) -> Result<Ack<'a
     }
     *cursor = walk.cursor;
     let ecn = with_ecn
-        .then(|| Ok(Ecn { ect0: cursor.varint()?, ect1: cursor.varint()?, ce: cursor.varint()? }))
+        .then(|| Ok(EcnCounts { ect0: cursor.varint()?, ect1: cursor.varint()?, ce: cursor.varint()? }))
         .transpose()?;
     Ok(Ack { path, delay_us, ranges, ecn })
 }
@@ -102,10 +102,10 @@ pub fn write_ack(
     path: u64,
     delay_us: u64,
     ranges: impl Iterator<Item = RangeInclusive<u64>> + Clone,
-    ecn: Option<Ecn>,
+    ecn: Option<EcnCounts>,
 ) -> bool {
     let Some(first) = ranges.clone().next() else { return false };
-    let marks = ecn.map(|Ecn { ect0, ect1, ce }| [ect0, ect1, ce]);
+    let marks = ecn.map(|EcnCounts { ect0, ect1, ce }| [ect0, ect1, ce]);
     let marks_len: usize = marks.iter().flatten().map(|&mark| varint::len(mark)).sum();
     let fixed = [path, *first.end(), delay_us.min(varint::MAX)];
     let first_len = first.end() - first.start();

@@ -31,7 +31,7 @@ use super::bytes::Malformed;
 use super::varint::{self, Cursor};
 
 mod ack;
-pub use ack::{Ack, Ecn, Ranges, write_ack};
+pub use ack::{Ack, EcnCounts, Ranges, write_ack};
 
 /// A byte that means nothing: fills what is to be larger.
 pub const PADDING: u8 = 0x00;

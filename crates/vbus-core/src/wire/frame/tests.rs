@@ -19,7 +19,7 @@ fn length() -> impl Strategy<Value = u64> {
 enum Made {
     Plain(Frame<'static>),
     Close(u64, Vec<u8>),
-    Ack(u64, u64, Vec<RangeInclusive<u64>>, Option<Ecn>),
+    Ack(u64, u64, Vec<RangeInclusive<u64>>, Option<EcnCounts>),
     Skip(u64, u64, Vec<u64>),
     Message { header: MessageHeader, bytes: Vec<u8> },
 }
@@ -64,7 +64,7 @@ fn made() -> impl Strategy<Value = Made> {
         ranges.reverse();
         ranges
     });
-    let ecn = (number(), number(), number()).prop_map(|(ect0, ect1, ce)| Ecn { ect0, ect1, ce });
+    let ecn = (number(), number(), number()).prop_map(|(ect0, ect1, ce)| EcnCounts { ect0, ect1, ce });
     let size = (0..=MAX_HEAD, length()).prop_map(|(head, body)| Size { head: head as u32, body });
     let message = (number(), number(), size, vec(any::<u8>(), 0..300), any::<(u64, bool)>());
     prop_oneof![

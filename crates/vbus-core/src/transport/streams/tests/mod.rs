@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 use crate::base::random::Rng;
-use crate::transport::memory::Memory;
 use crate::transport::{Incoming, Next, NoPlace, Outgoing, Purpose, Reserved, Taken};
 use crate::wire::frame::{self, MessageHeader, Size};
 
 mod chaos;
 mod deadlock;
+mod memory;
 mod stories;
+
+use memory::Memory;
 
 const HERE: Connection = Connection(1);
 const RELIABLE: StreamSpec = StreamSpec { reliable: true, ordered: true, priority: 4 };

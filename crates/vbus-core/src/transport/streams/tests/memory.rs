@@ -1,6 +1,7 @@
-//! What a node may promise to its peers: the memory for messages that arrive.
+//! What an application may promise to its peers: one division of the memory for messages that arrive, with which the
+//! search for states that nobody gets out of is made.
 //!
-//! An [`Application`](super::Application) answers `reserve`, `unreserve` and `deliver` with it. Whatever peers send
+//! An [`Application`](crate::transport::Application) answers `reserve`, `unreserve` and `deliver` with it. Whatever peers send
 //! and programs hold, the promises and what is held never exceed the total, and:
 //!
 //! - a quarter is for floors: who has one always goes on, message by message, as long as messages fit it;
@@ -13,7 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Connection, Purpose, Reserved, StreamId};
+use crate::transport::{Connection, Purpose, Reserved, StreamId};
 
 /// How often others may be put off for the one that waited longest. Then they pass it: it may wait for a peer that
 /// does not send what it got memory for.
@@ -30,7 +31,7 @@ struct Kept {
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Memory {
+pub(super) struct Memory {
     total: u64,
     /// The sums of `streams`.
     kept: Kept,
@@ -43,18 +44,18 @@ pub struct Memory {
 
 impl Memory {
     /// Of this many bytes in all.
-    pub const fn new(total: u64) -> Self {
+    pub(super) const fn new(total: u64) -> Self {
         let kept = Kept { floor: 0, growth: 0, message: 0 };
         Self { total, kept, streams: BTreeMap::new(), held: 0, waiting: VecDeque::new(), put_off: 0 }
     }
 
     /// Bytes promised, or held by programs.
-    pub const fn used(&self) -> u64 {
+    pub(super) const fn used(&self) -> u64 {
         self.kept.floor + self.kept.growth + self.kept.message + self.held
     }
 
     /// Bytes in all.
-    pub const fn total(&self) -> u64 {
+    pub(super) const fn total(&self) -> u64 {
         self.total
     }
 
@@ -62,8 +63,8 @@ impl Memory {
         self.total.saturating_sub(self.used())
     }
 
-    /// Answers [`Application::reserve`](super::Application::reserve).
-    pub fn reserve(
+    /// Answers [`Application::reserve`](crate::transport::Application::reserve).
+    pub(super) fn reserve(
         &mut self,
         connection: Connection,
         stream: StreamId,
@@ -122,8 +123,8 @@ impl Memory {
         self.put_off.is_multiple_of(PATIENCE)
     }
 
-    /// Answers [`Application::unreserve`](super::Application::unreserve).
-    pub fn unreserve(&mut self, connection: Connection, stream: StreamId, bytes: u64) {
+    /// Answers [`Application::unreserve`](crate::transport::Application::unreserve).
+    pub(super) fn unreserve(&mut self, connection: Connection, stream: StreamId, bytes: u64) {
         let key = (connection, stream);
         let Some(own) = self.streams.get_mut(&key) else { return };
         let mut left = bytes;
@@ -144,9 +145,9 @@ impl Memory {
         }
     }
 
-    /// Whether a message that was delivered may leave the account of its stream ([`Taken::Now`](super::Taken::Now)):
+    /// Whether a message that was delivered may leave the account of its stream ([`Taken::Now`](crate::transport::Taken::Now)):
     /// then it is held until it is [let go](Self::let_go).
-    pub const fn hold(&mut self, bytes: u64) -> bool {
+    pub(super) const fn hold(&mut self, bytes: u64) -> bool {
         if bytes > self.free() || self.held + bytes > self.total / 4 {
             return false;
         }
@@ -161,7 +162,7 @@ impl Memory {
     }
 
     /// Programs have let go of what was held.
-    pub const fn let_go(&mut self, bytes: u64) {
+    pub(super) const fn let_go(&mut self, bytes: u64) {
         self.held = self.held.saturating_sub(bytes);
     }
 }
