@@ -198,8 +198,12 @@ impl Granting {
 
     /// A message begins to arrive, or is skipped.
     pub(super) fn consume(&mut self, cost: u64) -> Result<(), Violation> {
-        self.consumed = self.consumed.saturating_add(cost);
-        if self.consumed > self.limit { Err(Violation::BeyondCredit) } else { Ok(()) }
+        let consumed = self.consumed.saturating_add(cost);
+        if consumed > self.limit {
+            return Err(Violation::BeyondCredit);
+        }
+        self.consumed = consumed;
+        Ok(())
     }
 
     /// What it took is free again.

@@ -449,6 +449,8 @@ fn a_peer_with_too_many_streams_is_found_out() {
     let taken =
         (1..1000).take_while(|id| end.streams.on_frame(Time::ZERO, &mut end.node, &message(*id)).is_ok());
     assert_eq!(taken.count(), MAX_UNANSWERED);
+    let again = message(MAX_UNANSWERED as u64 + 1);
+    assert!(end.streams.on_frame(Time::ZERO, &mut end.node, &again).is_err(), "nor at the second try");
     let mut end = End::new(64 << 20);
     let finished = |id: &u64| {
         // Every other number, so that those that ended never come together.
