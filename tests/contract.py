@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 API = HERE.parent / "docs" / "API.md"
 TABLE = HERE.parent / "docs" / "contract.md"
 LISTED = HERE / "contract.toml"
-STATES = ("later: network", "later: discovery", "later: tools", "no claim")
+STATES = ("later: network", "later: tools", "no claim")
 
 HEAD = """# The contract, sentence by sentence
 

@@ -117,6 +117,7 @@ def test_a_name_has_all_of_its_addresses(core):
     assert (found.name, found.addresses[0], found.error) == ("pods:7000", ("10.0.0.1", 7000), None)
 
 
+@pytest.mark.contract("asked again as time goes on")
 def test_a_name_is_asked_again_and_again_ever_more_rarely(core):
     static, resolver = Static(core, ["pods:7000"], begin=False), Resolver(pods=["10.0.0.1"])
     now, times = 0.0, []
@@ -339,6 +340,11 @@ def test_all_interfaces_are_used_unless_some_are_named():
     assert chosen(["wlan0"]) == ({"wlan0": ["192.168.0.5"]}, [])
     assert chosen(["10.0.0.9", "lo"]) == ({"eth0": ["10.0.0.9"], "lo": ["127.0.0.1", "::1"]}, [])
     assert chosen(["wlan0", "eth7"]) == ({"wlan0": ["192.168.0.5"]}, ["eth7"])
+
+
+def test_a_host_name_that_is_listened_at_is_announced_as_its_address():
+    assert chosen(listen="localhost:7000") == chosen(listen=f"{resolved('localhost', 7000)[0][0]}:7000")
+    assert list(chosen(listen="localhost:7000")[0]) == ["lo"]
 
 
 def test_only_what_is_listened_at_is_announced():

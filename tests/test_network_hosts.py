@@ -57,7 +57,7 @@ def warns_once(host, remedy):
 # ---- finding each other -------------------------------------------------------------------------
 
 
-@pytest.mark.contract("Across machines give both one secret")
+@pytest.mark.contract("Across machines give both one secret", 'any of `"shm"`, `"mdns"`, `"peers"`')
 @pytest.mark.parametrize("way", ["mdns", "peers"])
 def test_two_hosts_with_one_secret_find_each_other_and_samples_flow_both_ways(hosts, way):
     left, right = hosts

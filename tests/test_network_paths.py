@@ -115,6 +115,7 @@ def test_weaker_subscribers_share_the_stream_of_a_stronger_one(over):
     check_conservation(publisher, weak, strong)
 
 
+@pytest.mark.contract("`False` gives each sample as soon as it is whole")
 def test_unordered_samples_come_as_soon_as_they_are_whole_and_none_is_lost(over):
     here, there = over(loss=0.2)
     publisher = here.publisher("t", int, ordered=False, depth=2000)

@@ -105,7 +105,9 @@ class Node:
     @property
     def memory(self) -> int: ...
     def add_peer(self, name: str, addresses: list[tuple[str, int]], source: str) -> None:
-        """`name`, found by `source`, may be reached at these addresses, too. Closed."""
+        """`name` (a "host:port" of `peers`, or a node's id), found by `source` ("peers" or "mdns"), may be
+        reached at these addresses, too: each call adds, and the core bounds what it keeps. An IPv6 address
+        may have a scope, as a number: "fe80::1%2". Closed."""
     def remove_peer(self, name: str, source: str) -> None:
         """It is not found so any more; nothing is disconnected by it. Closed."""
     def network_port(self) -> int | None:
@@ -442,7 +444,7 @@ class Sample(Generic[T]):
         """The publisher's headers."""
     @property
     def via(self) -> str:
-        """The path it came by: "shm"."""
+        """The path it came by: "shm" or "udp"."""
     def release(self) -> None:
         """Gives the memory back, unless a view of it lives. `payload` and `value` raise Closed then; what
         else the sample says of itself stays."""

@@ -41,7 +41,7 @@ class Peer:
     pid: int = field(compare=False)
     """Its process, as it is numbered in its own container."""
     addresses: tuple[str, ...] = field(compare=False)
-    """Where it listens on the network."""
+    """Where it can be reached over the network, each "host:port", the one in use first."""
     path: str | None = field(compare=False)
     """The way samples take to it: "shm", "udp"; None for oneself."""
     rtt: float | None = field(compare=False)

@@ -115,14 +115,16 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added
 
-    command("nodes", "list the nodes of the domain")
+    def looks_around(name: str, help: str) -> argparse.ArgumentParser:
+        added = command(name, help)
+        added.add_argument(
+            "--wait", type=_seconds, default=1.0, metavar="S", help="seconds to look (default 1.0)"
+        )
+        return added
 
-    topics = command("topics", "list the topics of the domain")
-    topics.add_argument(
-        "--wait", type=_seconds, default=1.0, metavar="S", help="seconds to look (default 1.0)"
-    )
-
-    command("services", "list the services of the domain")
+    looks_around("nodes", "list the nodes of the domain")
+    looks_around("topics", "list the topics of the domain")
+    looks_around("services", "list the services of the domain")
 
     echo = looks_on("echo", "show the samples of a topic or pattern", "stop after N samples")
     echo.add_argument("--full", action="store_true", help="show all of long values and arrays")
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     looks_on("hz", "measure how often a topic is published", "stop after N samples, two at least")
     looks_on("bw", "measure how many bytes a topic carries", "stop after N samples, two at least")
 
-    explain = command("explain", "say which ways to whom work, and what would help where none does")
+    explain = looks_around("explain", "say which ways to whom work, and what would help where none does")
     explain.add_argument(
         "topic",
         metavar="TOPIC",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from .joining import join
@@ -14,8 +15,9 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """What a node that has just joined finds out; of one topic, what concerns it."""
+    """What a node finds out in a while; of one topic, what concerns it."""
     with join(options, "explain") as node:
+        time.sleep(options.wait)  # who is on another host comes, or is refused, a moment later
         findings = node.explain(options.topic)
         domain = node.domain
     for finding in findings:
@@ -25,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
             print_line(str(finding))
     if not findings and not options.json:
         print_line(
-            f"nobody else is here, in domain {domain!r} or another; start the other program, "
-            "and see that both share a meeting directory (`vbus shm ls`)"
+            f"nobody else is here, in domain {domain!r} or another; start the other program; on "
+            "one host both need a common meeting directory (`vbus shm ls`), on two one secret, and `peers` "
+            "where there is no multicast"
         )
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from vbus.errors import quote
@@ -16,8 +17,9 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Whoever is connected right after joining."""
+    """Whoever is connected after looking for a while."""
     with join(options, "nodes") as node:
+        time.sleep(options.wait)  # who is on another host comes a moment later
         peers = sorted(node.peers(), key=lambda peer: (peer.name, peer.id))
     print_records(
         peers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from vbus.errors import quote
@@ -16,8 +17,9 @@ __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """One line per name and types, as of right after joining."""
+    """One line per name and types, after looking for a while."""
     with join(options, "services") as node:
+        time.sleep(options.wait)  # who is on another host comes a moment later
         services = node.services()
     print_records(
         services,

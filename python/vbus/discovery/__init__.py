@@ -20,69 +20,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Protocol, TypeAlias
+    from typing import TypeAlias
 
-    from vbus._vbus import PeerTuple
+    from vbus._vbus import Node as Core
+    from vbus.config import Settings
 
     from .mdns import Mdns
     from .static import Static
     from .status import Way
 
     Address: TypeAlias = tuple[str, int]
-
-    class Core(Protocol):
-        """What discovery wants of the core; its calls never wait."""
-
-        @property
-        def id(self) -> str:
-            """Hex: what this node announces itself as."""
-            ...
-
-        def add_peer(self, name: str, addresses: list[Address], source: str) -> None:
-            """Where something called `name` (a "host:port" of `peers`, or a node's id) may be reached.
-
-            Called again it adds; the core bounds what it keeps. `source` is "peers" or "mdns". An IPv6
-            address may have a scope, as a number: "fe80::1%2"."""
-
-        def remove_peer(self, name: str, source: str) -> None:
-            """It is no longer announced so; nothing is disconnected by it."""
-
-        def network_port(self) -> int | None:
-            """The UDP port; None without a network."""
-
-        def peer_tuples(self) -> list[PeerTuple]:
-            """The connected peers."""
-            ...
-
-    class Ways(Protocol):
-        """Settings that matter here; those of `vbus.config`."""
-
-        @property
-        def domain(self) -> str:
-            """The domain, which is announced as a digest."""
-            ...
-
-        @property
-        def discovery(self) -> Sequence[str]:
-            """Any of "shm", "mdns", "peers"."""
-            ...
-
-        @property
-        def peers(self) -> Sequence[str]:
-            """Each "host:port"."""
-            ...
-
-        @property
-        def listen(self) -> str:
-            """ "address:port", or "off"."""
-            ...
-
-        @property
-        def interfaces(self) -> Sequence[str]:
-            """Names or addresses; none means all."""
-            ...
-
 
 __all__ = ["Discovery"]
 
@@ -92,7 +39,7 @@ class Discovery:
 
     __slots__ = ("_mdns", "_off", "_static")
 
-    def __init__(self, core: Core, settings: Ways) -> None:
+    def __init__(self, core: Core, settings: Settings) -> None:
         self._static: Static | None = None
         self._mdns: Mdns | None = None
         self._off: dict[str, str] = {}

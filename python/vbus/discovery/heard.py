@@ -16,7 +16,9 @@ from .announcement import VERSION, node_of, read
 from .status import Candidate
 
 if TYPE_CHECKING:
-    from . import Address, Core
+    from vbus._vbus import Node as Core
+
+    from . import Address
     from .interfaces import Network
 
 __all__ = ["MAX_ADDRESSES", "MAX_NODES", "Heard"]

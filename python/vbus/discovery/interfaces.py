@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import ifaddr
 
+from .static import resolved, split
+
 __all__ = ["Interface", "announced", "choose", "open_changes", "present", "spoken"]
 
 Network: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -49,7 +51,8 @@ def choose(
     has nothing but link-local addresses counts only if there is no better one: the ports of a bridge are
     such, one for each container of a host.
     """
-    host = ipaddress.ip_address(listen.rpartition(":")[0].strip("[]").partition("%")[0])
+    # The first is what the socket is bound to.
+    host = ipaddress.ip_address(resolved(*split(listen))[0][0].partition("%")[0])
     chosen: list[Interface] = []
     missing = dict.fromkeys(wanted)
     for interface in all_present:

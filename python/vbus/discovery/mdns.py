@@ -12,12 +12,14 @@ import logging
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
 
-    from . import Core, Ways
+    from vbus._vbus import Node as Core
+    from vbus.config import Settings
+
     from .heard import Heard
     from .responder import Responder
     from .status import Way
@@ -28,7 +30,7 @@ __all__ = ["Mdns"]
 class Mdns:
     """The thread. It begins with the object, and ends by `stop`."""
 
-    def __init__(self, core: Core, settings: Ways, port: int) -> None:
+    def __init__(self, core: Core, settings: Settings, port: int) -> None:
         self._pid = os.getpid()
         # Taken again by its holder, when the collector finds a node within.
         self._lock = threading.RLock()

@@ -13,7 +13,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 # These are public in its documentation, and missing from its list of exports.
 from zeroconf import (  # type: ignore[attr-defined]
@@ -32,9 +32,6 @@ from . import interfaces
 from .announcement import LABELS, SERVICE, instance, properties
 from .heard import MAX_ADDRESSES, MAX_NODES, Heard
 
-if TYPE_CHECKING:
-    from .interfaces import Interface
-
 __all__ = ["Gate", "Responder"]
 
 
@@ -49,7 +46,6 @@ class Responder:
         heard: Heard,
         wanted: Sequence[str],
         listen: str,
-        present: Callable[[], list[Interface]] = interfaces.present,
     ) -> None:
         self._node = node
         self._domain = domain
@@ -57,7 +53,6 @@ class Responder:
         self._heard = heard
         self._wanted = wanted
         self._listen = listen
-        self._present = present
         self._dns: AsyncZeroconf | None = None
         self._info: AsyncServiceInfo | None = None
         self._listener = Listener(self._on_names)
@@ -109,7 +104,7 @@ class Responder:
     async def _follow(self, changes: socket.socket | None) -> None:
         """Sockets and addresses are those of the interfaces that there are."""
         try:
-            chosen, missing = interfaces.choose(self._present(), self._wanted, self._listen)
+            chosen, missing = interfaces.choose(interfaces.present(), self._wanted, self._listen)
             self.error = f"there is no interface or address {', '.join(missing)}" if missing else None
             self.spoken = tuple(interface.name for interface in chosen)
             self._places = {its.name: frozenset(str(net.ip) for net in its.addresses) for its in chosen}

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TypeAlias
 
-    from . import Address, Core
+    from vbus._vbus import Node as Core
+
+    from . import Address
     from .status import Way
 
     Resolve: TypeAlias = Callable[[str, int], list[Address]]
