@@ -318,7 +318,7 @@ impl Sample {
         Ok(dict)
     }
 
-    /// The path it came by: "shm".
+    /// The path it came by: "shm" or "udp".
     #[getter]
     fn via(&self) -> &'static str {
         self.source.via
