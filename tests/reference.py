@@ -105,9 +105,13 @@ def entry_of(name: str, module: str) -> Entry:
     for base in node.bases:
         # What a class has of the extension's, which it dresses.
         base_name = ast.unparse(base).partition("[")[0]
-        if imports_of(tree).get(base_name) == "._vbus":
+        origin = imports_of(tree).get(base_name)
+        if origin == "._vbus":
             own = next(it for it in parse("._vbus").body if getattr(it, "name", "") in (base_name, name))
             members = {member.name: member for member in members_of(own)} | members
+        elif base_name == "ClosingSlowly":  # what closes with a linger has the same ways to
+            common = next(it for it in parse(".closing").body if getattr(it, "name", "") == base_name)
+            members |= {it.name: it for it in members_of(common) if it.name not in members}
     makers = [it for it in node.body if getattr(it, "name", "") == "__init__"]
     if makers and name in ("Node", "Channel", "Service"):  # what people make themselves
         signature = f"{name}{arguments_of(makers[-1], method=True)}".removesuffix(" -> None")

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self
 
-__all__ = ["Closing"]
+__all__ = ["Closing", "ClosingSlowly"]
 
 
 class Closing:
@@ -38,5 +38,28 @@ class Closing:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         # The name that people know it by, whatever was made of it.
-        known = next(cls for cls in type(self).__mro__ if Closing in cls.__bases__)
+        ours = {Closing, ClosingSlowly}
+        known = next(cls for cls in type(self).__mro__ if ours.intersection(cls.__bases__))
         raise TypeError(f"a {known.__name__} cannot be pickled; open a node in the worker")
+
+
+class ClosingSlowly(Closing):
+    """Closing may take seconds, for what is under way; an event loop goes on meanwhile."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def close(self, linger: float = 2.0) -> None:
+            """What every one of them has."""
+
+    async def close_async(self, linger: float = 2.0) -> None:
+        """`close` for asyncio; a cancellation does not stop the closing."""
+        import asyncio
+
+        await asyncio.shield(asyncio.to_thread(self.close, linger))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close_async()

@@ -19,7 +19,7 @@ from ._vbus import Node as CoreNode
 from ._vbus import Publisher as CorePublisher
 from ._vbus import Subscriber as CoreSubscriber
 from .channel import Channel, check_not_own, publisher_qos, subscriber_qos
-from .closing import Closing
+from .closing import Closing, ClosingSlowly
 from .config import resolve
 from .errors import Closed, ConfigError, quote
 
@@ -66,7 +66,7 @@ else:
 __all__ = ["ArrayLoan", "Node", "Publisher", "Subscriber"]
 
 
-class Node(Closing):
+class Node(ClosingSlowly):
     """One participant of a domain, normally one per process.
 
     Arguments beat environment variables (`VBUS_NAME`, …) beat defaults:
@@ -559,17 +559,6 @@ class Node(Closing):
         if self._discovery is not None:
             self._discovery.join()
         self._log.drain()
-
-    async def close_async(self, linger: float = 2.0) -> None:
-        """`close` for asyncio; a cancellation does not stop the closing."""
-        import asyncio
-
-        await asyncio.shield(asyncio.to_thread(self.close, linger))
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close_async()
 
     def __repr__(self) -> str:
         return f"<vbus.Node {self.name!r} in {self.domain!r}>"

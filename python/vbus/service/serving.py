@@ -12,7 +12,7 @@ from _thread import allocate_lock
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vbus.closing import Closing
+from vbus.closing import ClosingSlowly
 from vbus.errors import Closed, Error, quote
 from vbus.waits import acquire
 
@@ -307,7 +307,7 @@ class Serving:
         return f"the server of {quote(self.contract.name)} is closing"
 
 
-class Server(Closing):
+class Server(ClosingSlowly):
     """Answers calls of one service; made by `node.serve`, and kept by its node until closed.
 
     All methods may be called from any thread. Close it, or use it in `with`.
@@ -345,17 +345,6 @@ class Server(Closing):
         """
         if self._serving.pid == os.getpid():  # the child of a fork has nothing of it
             self._serving.close(linger)
-
-    async def close_async(self, linger: float = 2.0) -> None:
-        """`close` for asyncio; a cancellation does not stop the closing."""
-        import asyncio
-
-        await asyncio.shield(asyncio.to_thread(self.close, linger))
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close_async()
 
     def __repr__(self) -> str:
         return f"<vbus.Server of {self.name!r}>"
