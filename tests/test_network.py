@@ -171,6 +171,28 @@ def test_a_sample_beyond_the_memory_of_a_far_node_is_dropped_and_counted_at_both
     check_conservation(publisher, subscriber)
 
 
+@pytest.mark.contract("the same bound, separately, for samples of far publishers")
+def test_samples_of_all_far_publishers_together_stay_below_the_memory_of_their_node_and_none_is_lost(far):
+    there = far("there", memory=16 << 20)
+    publishers = [far(f"camera-{number}").publisher("t", bytes, depth=20) for number in range(4)]
+    subscriber = there.subscriber("t", bytes, depth=100)
+    for publisher in publishers:
+        assert publisher.wait_for_subscribers(1, WATCHDOG)
+        for _ in range(20):
+            publisher.publish(bytes(1 << 20))
+    held = [subscriber.receive(WATCHDOG)]
+    with contextlib.suppress(vbus.Timeout):  # what comes while nothing is given back
+        while len(held) < 80:
+            held.append(subscriber.receive(1.0))
+    assert len(held) < 16
+    assert there.stats().memory <= 16 << 20
+    received = len(held)
+    held.clear()
+    while received < 80:
+        received += len(subscriber.receive_many(timeout=WATCHDOG))
+    check_conservation(*publishers, subscriber)
+
+
 def test_a_far_service_answers_and_streams(far):
     here, there = far("here"), far("there")
     there.serve("add", lambda pair: pair[0] + pair[1])
