@@ -22,6 +22,7 @@ use super::parameters::WORDS_MAX;
 use super::rebinding::Address;
 use super::session::{CloseCode, Dropped, Opened, Session, Side, Transmit, Whence};
 use super::stats::EndpointStats;
+use super::told::Told;
 use crate::base::ecn::Ecn;
 use crate::base::id::Id;
 use crate::base::time::Time;
@@ -89,6 +90,7 @@ pub struct Endpoint<A: Application> {
     pub(super) greetings: Greetings,
     pub(super) attempts: BTreeMap<Attempt, Trying>,
     pub(super) next_attempt: u64,
+    pub(super) told: Told,
     pub(super) sessions: Slab<Held>,
     /// By our ids, which we draw; and by the peers', which only serve to find who is reset.
     pub(super) names: HashMap<ConnectionId, Named>,
@@ -123,6 +125,7 @@ impl<A: Application> Endpoint<A> {
             greetings: Greetings::default(),
             attempts: BTreeMap::new(),
             next_attempt: 0,
+            told: Told::default(),
             sessions: Slab::default(),
             names: HashMap::new(),
             their_names: HashMap::new(),
@@ -239,7 +242,7 @@ impl<A: Application> Endpoint<A> {
             self.tell(Event::Observed { connection, address });
         }
         match heard.closed {
-            Some(code) if code == CloseCode::Bye as u64 => self.lose(place, Lost::Bye, app),
+            Some(code) if code == CloseCode::Bye as u64 => self.lose(now, place, Lost::Bye, app),
             Some(_) => self.cut(now, at),
             None => {}
         }
@@ -432,7 +435,7 @@ impl<A: Application> Endpoint<A> {
         while let Some(&(until, place)) = self.waiting.first()
             && now >= until
         {
-            self.lose(place, Lost::NotResumed, app);
+            self.lose(now, place, Lost::NotResumed, app);
         }
         self.set_alarms();
         // All that are due first: what only a packet can settle is due again at once.
@@ -465,7 +468,7 @@ impl<A: Application> Endpoint<A> {
         if held.session.on_timeout(now, side) {
             held.session.forget();
             match place {
-                Some(place) => self.lose(place, Lost::Silent, app),
+                Some(place) => self.lose(now, place, Lost::Silent, app),
                 None => self.drop_session(at),
             }
         } else if held.session.is_gone() && place.is_none() {
@@ -490,14 +493,14 @@ impl<A: Application> Endpoint<A> {
     }
 
     /// As [`Self::lose`], and nobody is told, as whoever would be has asked for it.
-    pub(super) fn lose_quietly(&mut self, place: usize, app: &mut A) {
+    pub(super) fn lose_quietly(&mut self, now: Time, place: usize, app: &mut A) {
         let before = self.events.len();
-        self.lose(place, Lost::Bye, app);
+        self.lose(now, place, Lost::Bye, app);
         self.events.truncate(before);
     }
 
     /// A connection is lost, and everything that belongs to it.
-    pub(super) fn lose(&mut self, place: usize, why: Lost, app: &mut A) {
+    pub(super) fn lose(&mut self, now: Time, place: usize, why: Lost, app: &mut A) {
         let Some(mut pair) = self.pairs.remove(place) else { return };
         while let Some(bytes) = pair.streams.poll_control() {
             self.events.push_back(Event::Control { connection: pair.name, bytes });
@@ -505,6 +508,7 @@ impl<A: Application> Endpoint<A> {
         pair.streams.end(app);
         self.by_peer.remove(&pair.peer);
         self.end_resuming(pair.name);
+        self.begin_again(now, pair.peer, pair.ours);
         match pair.carrier {
             Carrier::Waiting { until } => {
                 self.waiting.remove(&(until, place));

@@ -85,6 +85,20 @@ impl<A: Application> Endpoint<A> {
         }
     }
 
+    /// What a peer was told belongs to a connection that is lost: whatever it makes of that, it is not the same here.
+    pub(super) fn begin_again(&mut self, now: Time, peer: Id, epoch: u64) {
+        let tells = |met: &Met| met.peer == peer && met.epoch == epoch;
+        let void = |trying: &Trying| trying.candidates().iter().any(|candidate| tells(&candidate.met));
+        let all: Vec<_> =
+            self.attempts.iter().filter(|(_, trying)| void(trying)).map(|(&attempt, _)| attempt).collect();
+        for attempt in all {
+            if let Some(trying) = self.end_attempt(attempt) {
+                self.attempts.insert(attempt, trying);
+                self.begin(now, attempt);
+            }
+        }
+    }
+
     fn begin_those_behind(&mut self, now: Time, attempt: Attempt) {
         for other in self.behind(attempt) {
             self.begin(now, other);
@@ -244,12 +258,6 @@ impl<A: Application> Endpoint<A> {
         }
     }
 
-    /// Our epoch for a peer that may not be known yet, as other attempts told it.
-    fn epoch_told(&self, peer: Id) -> Option<u64> {
-        let candidates = self.attempts.values().flat_map(Trying::candidates);
-        candidates.map(|candidate| &candidate.met).find(|met| met.peer == peer).map(|met| met.epoch)
-    }
-
     fn draw_epoch(&mut self) -> u64 {
         // 0 means none.
         u64::from_be_bytes(self.entropy.bytes()).max(1)
@@ -271,22 +279,27 @@ impl<A: Application> Endpoint<A> {
             return;
         };
         let fresh = self.draw_epoch();
-        let mut told = (fresh, None);
+        let (mut epoch, mut replaces, mut is_known) = (fresh, None, false);
         let answered = initiator.on_answer(now, &self.own, is_loopback, cid, noise, |peer| {
             let mut parameters = self.parameters(from.remote);
             let known = self.by_peer.get(&peer).and_then(|&place| self.pairs.get(place));
             let session = known.and_then(Pair::session).and_then(|at| self.sessions.get(at));
-            told.0 = known.map(|pair| pair.ours).or_else(|| self.epoch_told(peer)).unwrap_or(fresh);
-            told.1 = session.map(|held| held.session.theirs);
-            parameters.epoch = Some(told.0);
+            is_known = known.is_some();
+            epoch = known.map(|pair| pair.ours).or_else(|| self.told.epoch(now, peer)).unwrap_or(fresh);
+            replaces = session.map(|held| held.session.theirs);
+            parameters.epoch = Some(epoch);
             parameters.known_epoch = known.map(|pair| pair.theirs);
-            parameters.replaces = told.1.map(|cid| cid.0);
+            parameters.replaces = replaces.map(|cid| cid.0);
             parameters
         });
-        let (epoch, replaces) = told;
         self.attempts.insert(attempt, trying);
         match answered {
             Answered::Established(established) => {
+                if !is_known {
+                    // The last Finish goes when the attempt ends, and the peer waits for what comes of it.
+                    let until = now + self.config.attempt + self.config.kept;
+                    self.told.remember(now, established.peer, epoch, until);
+                }
                 let met = Met::of(&established, epoch, replaces);
                 self.on_candidate(now, attempt, *established, met, from, is_loopback);
             }
@@ -432,7 +445,7 @@ impl<A: Application> Endpoint<A> {
             let knows_ours = parameters.known_epoch.is_none_or(|known| known == pair.ours);
             pair.theirs == theirs && knows_ours
         });
-        let told = if known.is_none() { self.epoch_told(peer) } else { None };
+        let told = if known.is_none() { self.told.epoch(now, peer) } else { None };
         let ours = same.map(|pair| pair.ours).or(told);
         let ours = ours.unwrap_or_else(|| self.draw_epoch());
         let replaces = parameters.replaces.map(ConnectionId);
@@ -472,8 +485,9 @@ impl<A: Application> Endpoint<A> {
                 return place;
             }
             self.forget_session_of(place);
-            self.lose(place, Lost::Forgotten, app);
+            self.lose(now, place, Lost::Forgotten, app);
         }
+        self.told.forget(peer);
         self.next_connection += 1;
         let serial = self.next_connection;
         let streams_max = self.config.streams_max;

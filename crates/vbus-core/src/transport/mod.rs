@@ -40,6 +40,7 @@ pub mod session;
 pub mod silence;
 pub mod stats;
 pub mod streams;
+mod told;
 mod verbs;
 
 use crate::base::time::Time;

@@ -108,7 +108,7 @@ impl<A: Application> Endpoint<A> {
         if let Some(held) = session.and_then(|at| self.sessions.get_mut(at)) {
             held.session.close(now, CloseCode::Bye);
         }
-        self.lose_quietly(place, app);
+        self.lose_quietly(now, place, app);
         self.wake(session);
     }
 

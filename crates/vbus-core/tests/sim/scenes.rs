@@ -359,3 +359,59 @@ fn after_darkness_both_may_say_hello_and_go_on_where_they_were() {
         world.check_rest_and_end();
     });
 }
+
+#[test]
+fn a_connection_that_is_lost_after_its_peer_was_told_that_it_goes_on_begins_anew_at_both() {
+    seeds(20, |seed| {
+        let mut world = World::new(seed, Quality { delay: ms(10), ..Quality::default() });
+        for _ in 0..2 {
+            let node = world.add_node(2_000_000);
+            world.nodes[node].plans = vec![reliable(seed, 100, 3000)];
+            world.nodes[node].pace = (1, ms(50));
+        }
+        world.at(at(0), Happening::Connect(0, 1));
+        let dark = 1000 + world.rng.below(500);
+        world.at(at(dark), Happening::Dark(true));
+        // Long enough for Hello, Answer and Finish, and not for the confirmation.
+        world.at(at(dark + 7000), Happening::Dark(false));
+        world.at(at(dark + 7000), Happening::Connect(0, 1));
+        world.at(at(dark + 7025), Happening::Dark(true));
+        world.at(at(dark + 16_000), Happening::Dark(false));
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!(node.connections.len(), 1, "{:?}", node.lost);
+        }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn a_link_that_flickers_for_about_the_kept_time_ends_in_one_connection_of_which_both_know_the_same() {
+    seeds(60, |seed| {
+        let mut world = world(seed);
+        world.quality.loss = world.quality.loss.min(0.1);
+        world.at(at(0), Happening::Connect(0, 1));
+        for node in 0..2 {
+            world.nodes[node].plans.push(reliable(seed, 100, 3000));
+            world.nodes[node].pace = (1, ms(10));
+        }
+        let mut time = world.rng.below(1000);
+        let end = time + 12_000 + world.rng.below(20_000);
+        // Long enough for some of a handshake, and so rare that the connection may be lost meanwhile.
+        while time < end {
+            world.at(at(time), Happening::Dark(true));
+            time += 1 + world.rng.below(6000);
+            if world.rng.chance(0.7) {
+                let from = world.rng.below(2) as usize;
+                world.at(at(time - 1), Happening::Connect(from, 1 - from));
+            }
+            world.at(at(time), Happening::Dark(false));
+            time += 1 + world.rng.below(120);
+        }
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!(node.connections.len(), 1, "{:?}", node.lost);
+        }
+        world.check_rest_and_end();
+    });
+}
