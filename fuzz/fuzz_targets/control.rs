@@ -1,12 +1,3 @@
-//! What a neighbour says over its socket: anything is read or refused, and what is read means the same again.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use vbus_core::wire::control::Message;
-
-fuzz_target!(|bytes: &[u8]| {
-    if let Ok(message) = Message::decode(bytes) {
-        let again = Message::decode(&message.encode()).expect("what was encoded is decoded");
-        assert_eq!(again, message);
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| vbus_fuzz::targets::control::run(bytes));
