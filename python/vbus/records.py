@@ -291,14 +291,14 @@ class TopicRemoved:
 
 @dataclass(frozen=True, slots=True)
 class PathChanged:
-    """Samples take another way to a peer."""
+    """Samples take another way to a peer, or the same to another address."""
 
     peer: Peer
-    """To whom they go."""
+    """To whom they go; the first of its `addresses` is the one in use."""
     old: str
-    """The way before."""
+    """The way before: "shm" or "udp"."""
     new: str
-    """The way now."""
+    """The way now; the same as before if only the address is another."""
     reason: str
     """Why they go there."""
     time_ns: int

@@ -83,12 +83,12 @@ impl Node {
 
     #[getter]
     fn id(&self) -> String {
-        self.inner.info().id.to_string()
+        self.inner.id().to_string()
     }
 
     #[getter]
     fn name(&self) -> &str {
-        &self.inner.info().name
+        self.inner.name()
     }
 
     #[getter]
@@ -128,7 +128,7 @@ impl Node {
     }
 
     fn self_tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        peer_tuple(py, self.inner(py)?.info())
+        peer_tuple(py, &self.inner(py)?.info())
     }
 
     fn peer_tuples<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -232,7 +232,7 @@ impl Node {
     fn open(&self, py: Python<'_>) -> PyResult<&vbus_core::Node> {
         let inner = self.inner(py)?;
         if inner.is_closed() {
-            let name = inner.info().name.clone();
+            let name = inner.name().to_owned();
             return Err(from_node(py, &vbus_core::bus::NodeError::Closed { name }));
         }
         Ok(inner)

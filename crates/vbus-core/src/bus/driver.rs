@@ -32,6 +32,8 @@ const WAKE: u64 = 0;
 const WATCH: u64 = 1;
 const FIRST_LISTENER: u64 = 2;
 const UDP: u64 = FIRST_TOKEN - 1;
+/// The host's network changed.
+const CHANGES: u64 = FIRST_TOKEN - 2;
 /// Tokens of connections; the pidfd of a neighbour has its socket's token plus one.
 pub(super) const FIRST_TOKEN: u64 = 1 << 10;
 /// Strangers that may be in the middle of a greeting.
@@ -43,6 +45,9 @@ pub(super) const KNOCK_AGAIN: Duration = Duration::from_millis(50);
 pub(super) fn start(core: Arc<NodeCore>, remote: Option<Remote>) -> io::Result<JoinHandle<()>> {
     if let Some(remote) = &remote {
         watch_file(&core, remote.socket(), UDP, epoll::EventFlags::IN)?;
+        if let Some(changes) = remote.changes() {
+            watch_file(&core, changes, CHANGES, epoll::EventFlags::IN)?;
+        }
     }
     std::thread::Builder::new().name("vbus".into()).stack_size(512 << 10).spawn(move || {
         // Signals are for the threads of the program.
@@ -222,6 +227,7 @@ fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
                 }
                 WATCH => on_change(&mut state),
                 UDP => is_readable = true,
+                CHANGES => remote.iter_mut().for_each(Remote::on_changes),
                 listener if listener < FIRST_TOKEN => {
                     look_away |= !accept_all(core, &mut state, (listener - FIRST_LISTENER) as usize);
                 }

@@ -1,12 +1,12 @@
 //! What a node stands on in the network before it is one: a socket, a key, and what it says of itself.
 
-use super::net::{NetworkConfig, addresses};
+use super::net::NetworkConfig;
 use super::node::{NodeConfig, NodeError};
 use super::traffic::Traffic;
+use super::whereabouts::Whereabouts;
 use crate::base::id::Id;
 use crate::transport::admission::{Admission, Terms};
 use crate::transport::identity::Entropy;
-use crate::transport::parameters::WORDS_MAX;
 use crate::transport::{Endpoint, EndpointConfig};
 use crate::udp::{Doors, Socket};
 use crate::wire::control::cut_name;
@@ -19,15 +19,13 @@ pub(super) struct Ground {
     /// Strangers may in.
     pub(super) is_open: bool,
     pub(super) endpoint: Endpoint<Traffic>,
-    /// Where the node can be reached.
-    pub(super) addresses: Vec<String>,
+    pub(super) whereabouts: Whereabouts,
 }
 
 impl Ground {
     /// Binds the socket, and draws a key.
     pub(super) fn lay(config: &NodeConfig, network: &NetworkConfig) -> Result<Self, NodeError> {
         let socket = Socket::bind(network.listen)?;
-        let addresses = addresses(network, socket.address())?;
         let terms = match (&config.secret, network.open) {
             (Some(secret), _) => Terms::Secret(secret.network_key()),
             (None, true) => Terms::Open,
@@ -39,9 +37,10 @@ impl Ground {
             host: cut_name(&super::node::host_name()),
             pid: std::process::id(),
             release: cut_name(&config.release),
-            addresses: addresses.clone(),
+            addresses: Vec::new(),
         };
-        let settings = EndpointConfig { words: said.encode(WORDS_MAX), ..EndpointConfig::default() };
+        let whereabouts = Whereabouts::new(network, socket.address(), said)?;
+        let settings = EndpointConfig { words: whereabouts.words(), ..EndpointConfig::default() };
         let doors = Doors::new(&network.interfaces);
         let is_open = network.open;
         Ok(Self {
@@ -49,7 +48,7 @@ impl Ground {
             doors,
             is_open,
             endpoint: Endpoint::new(settings, admission, Entropy::kernel()),
-            addresses,
+            whereabouts,
         })
     }
 

@@ -40,6 +40,7 @@ mod subscriber;
 pub mod topic;
 mod topics;
 mod traffic;
+mod whereabouts;
 
 pub use blocked::{Blocked, PublishError, Why};
 pub use ear::{Ear, Ears};

@@ -10,7 +10,6 @@ use super::forward::FarLink;
 use super::ground::Ground;
 use super::interest;
 use super::mirror::Mirror;
-use super::node::NodeError;
 use crate::base::atomics::{AtomicU32, Ordering};
 use crate::base::id::Id;
 use crate::base::lock::Mutex;
@@ -18,7 +17,6 @@ use crate::base::news::News;
 use crate::shm::board::BoardEntry;
 use crate::shm::segment::SegmentError;
 use crate::transport::Connection;
-use crate::udp::{Interface, interfaces};
 
 /// How a node is on the network.
 #[derive(Debug, Clone)]
@@ -74,36 +72,10 @@ pub(super) struct Net {
     flushing: AtomicU32,
     /// Somebody asked, and not everything was there.
     unflushed: AtomicU32,
+    /// Where the node can be reached.
+    addresses: Mutex<Vec<String>>,
     /// Names that the user gave which lead to nobody, and why.
     troubles: Mutex<BTreeMap<String, String>>,
-}
-
-/// Where a node that is bound to `bound` can be reached: addresses that mean something elsewhere first.
-pub(super) fn addresses(config: &NetworkConfig, bound: SocketAddr) -> Result<Vec<String>, NodeError> {
-    let there = interfaces()?;
-    for given in &config.interfaces {
-        if !there.iter().any(|its| its.is(given)) {
-            let mut names: Vec<String> = there.iter().map(|its| its.name.clone()).collect();
-            names.dedup();
-            return Err(NodeError::Interface { given: given.clone(), there: names.join(", ") });
-        }
-    }
-    let is_wanted = |its: &&Interface| {
-        let by_user = config.interfaces.is_empty() || config.interfaces.iter().any(|given| its.is(given));
-        let by_socket = if bound.ip().is_unspecified() {
-            bound.is_ipv6() || its.address.is_ipv4()
-        } else {
-            its.address == bound.ip().to_canonical()
-        };
-        by_user && by_socket
-    };
-    let mut addresses: Vec<_> = there.iter().filter(is_wanted).map(|its| its.address).collect();
-    if addresses.is_empty() && config.interfaces.is_empty() && !bound.ip().is_unspecified() {
-        // All of 127.0.0.0/8 is this host's, and one address of it is an interface's.
-        addresses.push(bound.ip().to_canonical());
-    }
-    addresses.sort_by_key(|address| (address.is_loopback(), address.is_ipv6()));
-    Ok(addresses.into_iter().map(|address| SocketAddr::new(address, bound.port()).to_string()).collect())
 }
 
 impl Net {
@@ -120,6 +92,7 @@ impl Net {
             flushed: News::default(),
             flushing: AtomicU32::new(0),
             unflushed: AtomicU32::new(0),
+            addresses: Mutex::new(ground.whereabouts.addresses().to_vec()),
             troubles: Mutex::default(),
         }))
     }
@@ -201,6 +174,16 @@ impl Net {
         for owner in links.iter().filter(|link| is_done(link)).filter_map(|link| link.owner()) {
             owner.changed.notify_all();
         }
+    }
+
+    /// Where the node can be reached.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.addresses.lock().clone()
+    }
+
+    /// It is elsewhere.
+    pub(super) fn set_addresses(&self, addresses: &[String]) {
+        *self.addresses.lock() = addresses.to_vec();
     }
 
     /// A name leads to nobody.

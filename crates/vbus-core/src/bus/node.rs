@@ -174,9 +174,20 @@ impl Node {
         Ok(node)
     }
 
-    /// As people see it.
-    pub fn info(&self) -> &Arc<PeerInfo> {
-        &self.core.info
+    /// Unique.
+    pub fn id(&self) -> Id {
+        self.core.info.id
+    }
+
+    /// For people.
+    pub fn name(&self) -> &str {
+        &self.core.info.name
+    }
+
+    /// As people see it, where it is now.
+    pub fn info(&self) -> Arc<PeerInfo> {
+        let addresses = self.core.net.as_ref().map(|net| net.addresses()).unwrap_or_default();
+        Arc::new(PeerInfo { addresses, ..PeerInfo::clone(&self.core.info) })
     }
 
     /// Its domain.
@@ -409,7 +420,7 @@ impl NodeCore {
             name: cut_name(&config.name),
             host: cut_name(&host_name()),
             pid: std::process::id(),
-            addresses: ground.map(|its| its.addresses.clone()).unwrap_or_default(),
+            addresses: ground.map(|its| its.whereabouts.addresses().to_vec()).unwrap_or_default(),
             rtt: None,
             path: None,
             since_ns: since.as_nanos() as u64,

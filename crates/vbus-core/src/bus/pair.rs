@@ -153,19 +153,29 @@ impl Pair {
     /// The peer, with what is measured now.
     pub(super) fn peer_now(&self) -> Arc<PeerInfo> {
         let rtt_ns = self.rtt_ns.load(Ordering::Relaxed);
-        if rtt_ns == 0 {
+        let moved = *self.moved.lock();
+        if rtt_ns == 0 && moved.is_none() {
             return Arc::clone(&self.peer);
         }
-        let mut peer = PeerInfo { rtt: Some(Duration::from_nanos(rtt_ns)), ..PeerInfo::clone(&self.peer) };
-        if let Some(address) = *self.moved.lock() {
+        let mut peer = PeerInfo::clone(&self.peer);
+        if rtt_ns > 0 {
+            peer.rtt = Some(Duration::from_nanos(rtt_ns));
+        }
+        if let Some(address) = moved {
+            // Where it was is no more than a guess now, and comes last.
+            let seen = (!peer.addresses.is_empty()).then(|| peer.addresses.remove(0));
+            peer.addresses.extend(seen);
             peer.addresses = reachable(address, peer.addresses);
         }
         Arc::new(peer)
     }
 
-    /// It has another address.
-    pub(super) fn on_moved(&self, address: SocketAddr) {
+    /// It is reached at an address. The peer with that first, if it is another than before.
+    pub(super) fn on_moved(&self, address: SocketAddr) -> Option<Arc<PeerInfo>> {
+        let before = self.peer_now();
         *self.moved.lock() = Some(address);
+        let now = self.peer_now();
+        (now.addresses.first() != before.addresses.first()).then_some(now)
     }
 
     /// The round trip was measured.

@@ -1,8 +1,13 @@
-//! Whom the user named, and how the attempts to reach them go.
+//! Whom to reach: names that were given or found, peers that were met, and how the attempts to reach them go.
+//!
+//! All addresses of a name are tried at once, and the first that answers is used. The others rest as long as the
+//! peer is there, and are tried again as soon as it falls silent or is lost: so a peer that has a second way is found
+//! by it, and one that comes back, at an address where it has been, is met again whichever side could reach the other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::base::id::Id;
 use crate::base::time::Time;
 use crate::transport::Attempt;
 use crate::transport::Connection;
@@ -10,6 +15,14 @@ use crate::transport::Connection;
 /// The pause after an attempt that nobody answered, at first; it doubles up to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(5);
+/// The same for a peer that was lost a short while ago: a healed network is found at once. An attempt says Hello
+/// once a second, so this is a Hello in 1.25 s.
+const PAUSE_SOUGHT: Duration = Duration::from_millis(250);
+/// What a short while is; afterwards …
+const SOUGHT_HARD: Duration = Duration::from_secs(120);
+const PAUSE_SOUGHT_LATER: Duration = Duration::from_secs(10);
+/// … until it is left to other ways of finding it.
+const SOUGHT: Duration = Duration::from_secs(600);
 /// The pause after a refusal: a person has to do something about it.
 const PAUSE_REFUSED: Duration = Duration::from_secs(5);
 /// The pause where nothing is to be gained: who is there is a peer already, or speaks IPv6 and we do not.
@@ -20,16 +33,27 @@ const TRIES_MAX: u32 = 10;
 const TARGETS_MAX: usize = 4096;
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 256;
+/// Peers whose addresses are remembered.
+const MET_MAX: usize = 1024;
+/// How they were found.
+const MET: &str = "met";
 
-/// Everyone who was named.
+/// Everyone who is to be reached.
 #[derive(Default)]
-pub(super) struct Targets(Vec<Target>);
+pub(super) struct Targets {
+    all: Vec<Target>,
+    /// When something is to be tried, unless something changed since that was reckoned.
+    next: Option<Time>,
+    is_stale: bool,
+}
 
 struct Target {
     name: String,
     /// How it was found.
     source: String,
     places: Vec<Place>,
+    /// Since when a peer that was met is lost.
+    lost: Option<Time>,
 }
 
 struct Place {
@@ -38,10 +62,12 @@ struct Place {
     tries: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     /// Tried again then.
     Waiting(Time),
+    /// The same, or as soon as the peer is missed.
+    Resting(Time),
     Trying(Attempt),
     Met(Connection),
     /// That is we ourselves.
@@ -60,50 +86,130 @@ pub(super) enum Outcome {
 impl Targets {
     /// Something may be reached at these addresses, too.
     pub(super) fn add(&mut self, name: String, source: String, addresses: &[SocketAddr]) {
-        let found = self.0.iter().position(|its| its.name == name && its.source == source);
+        let found = self.all.iter().position(|its| its.name == name && its.source == source);
         let at = match found {
             Some(at) => at,
-            None if self.0.len() >= TARGETS_MAX => return,
+            None if self.all.iter().filter(|its| its.source != MET).count() >= TARGETS_MAX => return,
             None => {
-                self.0.push(Target { name, source, places: Vec::new() });
-                self.0.len() - 1
+                self.all.push(Target { name, source, places: Vec::new(), lost: None });
+                self.all.len() - 1
             }
         };
-        let places = &mut self.0[at].places;
+        let places = &mut self.all[at].places;
         for &address in addresses {
             if places.len() < ADDRESSES_MAX && places.iter().all(|place| place.address != address) {
                 places.push(Place { address, stage: Stage::Waiting(Time::ZERO), tries: 0 });
             }
         }
+        self.is_stale = true;
     }
 
     /// It is not found so any more.
     pub(super) fn remove(&mut self, name: &str, source: &str) {
-        self.0.retain(|its| its.name != name || its.source != source);
+        self.all.retain(|its| its.name != name || its.source != source);
+        self.is_stale = true;
     }
 
+    // ---- peers that were met --------------------------------------------------------------------
+
+    /// A peer is there: at the first of these addresses; it says that it is at the others, too.
+    pub(super) fn remember(&mut self, peer: Id, connection: Connection, addresses: &[String], now: Time) {
+        self.forget(peer);
+        let mut known = addresses.iter().filter_map(|address| address.parse().ok());
+        let Some(seen): Option<SocketAddr> = known.next() else { return };
+        // Without a secret only who came over loopback may in, and who did is found there.
+        let known = known.filter(|its| !seen.ip().is_loopback() && is_of_a_site(its.ip()));
+        let place = |(address, stage)| Place { address, stage, tries: 0 };
+        let rest = known.map(|address| (address, Stage::Resting(now + PAUSE_NEEDLESS)));
+        let places = std::iter::once((seen, Stage::Met(connection))).chain(rest).map(place).collect();
+        if self.all.iter().filter(|its| its.source == MET).count() >= MET_MAX {
+            let longest = self.all.iter().filter_map(|its| its.lost).min();
+            let Some(longest) = longest else { return };
+            self.all.retain(|its| its.lost != Some(longest));
+        }
+        self.all.push(Target { name: peer.to_string(), source: MET.into(), places, lost: None });
+        self.is_stale = true;
+    }
+
+    /// A peer went, and is not to be looked for.
+    pub(super) fn forget(&mut self, peer: Id) {
+        self.remove(&peer.to_string(), MET);
+    }
+
+    /// A peer is lost: it is looked for wherever it may be.
+    pub(super) fn look_for_lost(&mut self, peer: Id, now: Time) {
+        let name = peer.to_string();
+        if let Some(target) = self.all.iter_mut().find(|its| its.source == MET && its.name == name) {
+            target.lost = Some(now);
+        }
+        self.look_for(peer, now);
+    }
+
+    /// A peer is missed, and may be elsewhere by now.
+    pub(super) fn look_for(&mut self, peer: Id, now: Time) {
+        let name = peer.to_string();
+        for place in self.all.iter_mut().filter(|its| its.name == name).flat_map(|its| &mut its.places) {
+            if matches!(place.stage, Stage::Resting(_)) {
+                (place.stage, place.tries) = (Stage::Waiting(now), 0);
+            }
+        }
+        self.is_stale = true;
+    }
+
+    /// Somebody else may be where this leads.
+    pub(super) fn doubt(&mut self, connection: Connection, now: Time) {
+        for place in self.places_mut().filter(|place| place.stage == Stage::Met(connection)) {
+            place.stage = Stage::Waiting(now);
+        }
+        self.is_stale = true;
+    }
+
+    /// The host's network is another: what failed may be different now.
+    pub(super) fn look_again(&mut self, now: Time) {
+        for place in self.places_mut() {
+            if let Stage::Waiting(at) = place.stage
+                && at > now
+                && place.tries > 0
+            {
+                (place.stage, place.tries) = (Stage::Waiting(now), 0);
+            }
+        }
+        self.is_stale = true;
+    }
+
+    // ---- attempts -------------------------------------------------------------------------------
+
     /// An address that is to be tried now, and the name that has it. Told what came of it by `began` or `put_off`.
-    pub(super) fn due(&self, now: Time) -> Option<(String, SocketAddr)> {
-        let is_due = |place: &&Place| matches!(place.stage, Stage::Waiting(at) if at <= now);
+    pub(super) fn due(&mut self, now: Time) -> Option<(String, SocketAddr)> {
+        if self.timeout().is_none_or(|at| at > now) {
+            return None;
+        }
+        self.all.retain(|its| its.lost.is_none_or(|lost| now < lost + SOUGHT));
+        self.is_stale = true;
+        let is_due = |place: &&Place| place.stage.time().is_some_and(|at| at <= now);
         let due = |target: &Target| {
             let place = target.places.iter().find(is_due)?;
             Some((target.name.clone(), place.address))
         };
-        self.0.iter().find_map(due)
+        self.all.iter().find_map(due)
     }
 
     /// The attempt to reach an address began.
     pub(super) fn began(&mut self, address: SocketAddr, attempt: Attempt) {
-        for place in self.places_mut().filter(|place| place.address == address) {
+        let is_idle = |place: &&mut Place| place.address == address && place.stage.time().is_some();
+        for place in self.places_mut().filter(is_idle) {
             place.stage = Stage::Trying(attempt);
         }
+        self.is_stale = true;
     }
 
-    /// An address need not be tried now.
-    pub(super) fn put_off(&mut self, address: SocketAddr, now: Time) {
-        for place in self.places_mut().filter(|place| place.address == address) {
-            place.stage = Stage::Waiting(now + PAUSE_NEEDLESS);
+    /// An address of this name need not be tried now.
+    pub(super) fn put_off(&mut self, name: &str, address: SocketAddr, now: Time) {
+        let its = self.all.iter_mut().filter(|its| its.name == name).flat_map(|its| &mut its.places);
+        for place in its.filter(|place| place.address == address && place.stage.time().is_some()) {
+            place.stage = Stage::Resting(now + PAUSE_NEEDLESS);
         }
+        self.is_stale = true;
     }
 
     /// Whoever is there is a neighbour: memory beats the network.
@@ -115,53 +221,191 @@ impl Targets {
 
     /// An attempt came to an end.
     pub(super) fn on_outcome(&mut self, attempt: Attempt, outcome: Outcome, now: Time) {
-        for place in self.places_mut().filter(|place| place.stage == Stage::Trying(attempt)) {
-            place.tries += 1;
-            place.stage = match outcome {
-                Outcome::Met(connection) => {
-                    if place.tries < TRIES_MAX {
-                        place.tries = 0;
-                    }
-                    Stage::Met(connection)
-                }
-                Outcome::Unanswered => {
-                    let pause = PAUSE_FIRST * 2u32.pow(place.tries.min(TRIES_MAX));
-                    Stage::Waiting(now + pause.min(PAUSE_LAST))
-                }
-                Outcome::Refused => Stage::Waiting(now + PAUSE_REFUSED),
-                Outcome::Own => Stage::Own,
-            };
+        for target in &mut self.all {
+            let sought = target.lost.map(|lost| now.since(lost));
+            for place in target.places.iter_mut().filter(|place| place.stage == Stage::Trying(attempt)) {
+                place.conclude(outcome, now, sought);
+            }
         }
+        self.is_stale = true;
     }
 
-    /// A peer is gone.
+    /// A connection is at an end.
     pub(super) fn on_lost(&mut self, connection: Connection, now: Time) {
         for place in self.places_mut().filter(|place| place.stage == Stage::Met(connection)) {
-            let pause = if place.tries == TRIES_MAX { PAUSE_NEEDLESS } else { PAUSE_FIRST };
-            place.stage = Stage::Waiting(now + pause);
+            place.stage = match place.tries {
+                TRIES_MAX => Stage::Waiting(now + PAUSE_NEEDLESS),
+                _ => Stage::Waiting(now + PAUSE_FIRST),
+            };
         }
+        self.is_stale = true;
     }
 
-    /// Names of which nobody is met.
+    /// Names that an attempt is for.
     pub(super) fn names_of(&self, attempt: Attempt) -> Vec<String> {
         let tries = |target: &&Target| target.places.iter().any(|its| its.stage == Stage::Trying(attempt));
-        self.0.iter().filter(tries).map(|target| target.name.clone()).collect()
+        self.all.iter().filter(tries).map(|target| target.name.clone()).collect()
+    }
+
+    /// Those of them that were given or found, and that lead to nobody.
+    pub(super) fn vain_names_of(&self, attempt: Attempt) -> Vec<String> {
+        let tries = |target: &&Target| target.places.iter().any(|its| its.stage == Stage::Trying(attempt));
+        let leads = |its: &Place| matches!(its.stage, Stage::Met(_) | Stage::Resting(_));
+        let is_vain = |target: &&Target| target.source != MET && !target.places.iter().any(leads);
+        self.all.iter().filter(tries).filter(is_vain).map(|target| target.name.clone()).collect()
     }
 
     /// When there is something to try.
-    pub(super) fn timeout(&self) -> Option<Time> {
-        let at = |place: &Place| match place.stage {
-            Stage::Waiting(at) => Some(at),
-            _ => None,
-        };
-        self.places().filter_map(at).min()
-    }
-
-    fn places(&self) -> impl Iterator<Item = &Place> {
-        self.0.iter().flat_map(|target| &target.places)
+    pub(super) fn timeout(&mut self) -> Option<Time> {
+        if std::mem::take(&mut self.is_stale) {
+            let places = self.all.iter().flat_map(|target| &target.places);
+            self.next = places.filter_map(|place| place.stage.time()).min();
+        }
+        self.next
     }
 
     fn places_mut(&mut self) -> impl Iterator<Item = &mut Place> {
-        self.0.iter_mut().flat_map(|target| &mut target.places)
+        self.all.iter_mut().flat_map(|target| &mut target.places)
+    }
+}
+
+impl Stage {
+    /// When it is tried, if it waits for that.
+    fn time(self) -> Option<Time> {
+        match self {
+            Self::Waiting(at) | Self::Resting(at) => Some(at),
+            Self::Trying(_) | Self::Met(_) | Self::Own => None,
+        }
+    }
+}
+
+impl Place {
+    /// An attempt to reach somebody here came to an end. `sought`: for so long a peer that was here is lost.
+    fn conclude(&mut self, outcome: Outcome, now: Time, sought: Option<Duration>) {
+        self.tries += 1;
+        self.stage = match outcome {
+            Outcome::Met(connection) => {
+                if self.tries < TRIES_MAX {
+                    self.tries = 0;
+                }
+                Stage::Met(connection)
+            }
+            Outcome::Unanswered => {
+                let pause = match sought {
+                    Some(time) if time < SOUGHT_HARD => PAUSE_SOUGHT,
+                    Some(_) => PAUSE_SOUGHT_LATER,
+                    None => (PAUSE_FIRST * 2u32.pow(self.tries.min(TRIES_MAX))).min(PAUSE_LAST),
+                };
+                Stage::Waiting(now + pause)
+            }
+            Outcome::Refused => Stage::Waiting(now + PAUSE_REFUSED),
+            Outcome::Own => Stage::Own,
+        };
+    }
+}
+
+/// Whether an address can be one of a site: nobody is to make a domain knock at strangers.
+fn is_of_a_site(address: IpAddr) -> bool {
+    match address {
+        // 100.64.0.0/10 is shared address space: what overlays use (RFC 6598).
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || u32::from(v4) >> 22 == 0x6440_0000 >> 22,
+        IpAddr::V6(v6) => is_local_v6(v6),
+    }
+}
+
+fn is_local_v6(address: Ipv6Addr) -> bool {
+    address.is_unique_local() || address.is_unicast_link_local()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const HOME: &str = "10.0.0.2:7000";
+    const SECOND: &str = "10.1.0.2:7000";
+
+    fn at(ms: u64) -> Time {
+        Time::ZERO + Duration::from_millis(ms)
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    fn due(targets: &mut Targets, now: Time) -> Vec<SocketAddr> {
+        let mut found = Vec::new();
+        while let Some((_, address)) = targets.due(now) {
+            targets.began(address, Attempt(found.len() as u64 + now.as_nanos()));
+            found.push(address);
+        }
+        found
+    }
+
+    fn with_a_peer() -> (Targets, Id) {
+        let (mut targets, peer) = (Targets::default(), Id::from_bytes([7; 16]));
+        targets.remember(peer, Connection(1), &[HOME.into(), SECOND.into(), "8.8.8.8:7000".into()], at(0));
+        (targets, peer)
+    }
+
+    #[test]
+    fn all_addresses_of_a_name_are_tried_at_once() {
+        let mut targets = Targets::default();
+        targets.add("name".into(), "mdns".into(), &[address(HOME), address(SECOND)]);
+        assert_eq!(due(&mut targets, at(0)), [address(HOME), address(SECOND)]);
+        assert_eq!(targets.timeout(), None);
+    }
+
+    #[test]
+    fn a_peer_that_is_there_is_left_alone_and_one_that_is_missed_is_tried_elsewhere() {
+        let (mut targets, peer) = with_a_peer();
+        assert_eq!(due(&mut targets, at(0)), []);
+        targets.look_for(peer, at(10));
+        assert_eq!(due(&mut targets, at(10)), [address(SECOND)]);
+        targets.doubt(Connection(1), at(20));
+        assert_eq!(due(&mut targets, at(20)), [address(HOME)]);
+    }
+
+    #[test]
+    fn a_peer_that_is_lost_is_looked_for_often_then_rarely_and_then_no_more() {
+        let (mut targets, peer) = with_a_peer();
+        targets.on_lost(Connection(1), at(0));
+        targets.look_for_lost(peer, at(0));
+        let (mut now, mut pauses) = (at(0), Vec::new());
+        while let Some(next) = targets.timeout() {
+            pauses.push(next.since(now));
+            now = next;
+            let Some((_, address)) = targets.due(now) else { break };
+            targets.began(address, Attempt(now.as_nanos()));
+            targets.on_outcome(Attempt(now.as_nanos()), Outcome::Unanswered, now);
+        }
+        assert!(pauses.iter().all(|&pause| pause <= PAUSE_SOUGHT_LATER));
+        assert!(pauses.iter().filter(|&&pause| pause <= PAUSE_SOUGHT).count() >= 480);
+        assert!(now.since(at(0)) >= SOUGHT);
+        assert_eq!(targets.timeout(), None);
+    }
+
+    #[test]
+    fn a_dead_address_of_a_name_that_leads_to_somebody_is_no_trouble() {
+        let mut targets = Targets::default();
+        targets.add("name".into(), "peers".into(), &[address(HOME), address(SECOND)]);
+        targets.began(address(HOME), Attempt(1));
+        targets.began(address(SECOND), Attempt(2));
+        assert_eq!(targets.vain_names_of(Attempt(2)), ["name"]);
+        targets.on_outcome(Attempt(1), Outcome::Met(Connection(1)), at(0));
+        assert_eq!(targets.vain_names_of(Attempt(2)), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_crowd_that_came_and_went_is_forgotten_before_those_who_are_there() {
+        let (mut targets, there) = with_a_peer();
+        for number in 0..2000u32 {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            let (peer, connection) = (Id::from_bytes(bytes), Connection(2 + u64::from(number)));
+            targets.remember(peer, connection, &[HOME.into()], at(u64::from(number)));
+            targets.look_for_lost(peer, at(u64::from(number)));
+        }
+        assert_eq!(targets.all.len(), MET_MAX);
+        assert!(targets.all.iter().any(|its| its.name == there.to_string()));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arrival::{Newcomer, lose_far, meet_far, note_refusal};
+use super::events::Event as BusEvent;
 use super::forward::FarLink;
 use super::ground::Ground;
 use super::hearing::on_message;
@@ -21,9 +22,12 @@ use super::pump::{Flow, Pump};
 use super::reach::{Outcome, Targets};
 use super::spin::{self, Spin};
 use super::traffic::Traffic;
+use super::whereabouts::Whereabouts;
 use crate::base::atomics::{Ordering, fence};
+use crate::base::id::Id;
 use crate::base::time::Time;
 use crate::transport::{Connection, Endpoint, Event, Lost};
+use crate::udp::normal;
 use crate::wire::control::{MESSAGE_MAX, Message};
 use crate::wire::far::Far;
 use crate::wire::packet::Code;
@@ -34,6 +38,12 @@ const READS_PER_TURN: usize = 4;
 const RTT_PAUSE: Duration = Duration::from_millis(100);
 /// Memory for a large message is looked for so often, while one waits.
 const MEMORY_PAUSE: Duration = Duration::from_millis(20);
+/// A peer that leaves something unanswered for so long is tried at its other addresses, …
+const MISSED: Duration = Duration::from_secs(1);
+/// … and after so long it is looked who is where it was.
+const DOUBTED: Duration = Duration::from_secs(5);
+/// It is looked for those so often at most.
+const MISSED_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of a message of control that travel at once; a first byte says whether more follows.
 const PIECE: usize = 60 << 10;
 
@@ -51,6 +61,9 @@ pub(super) struct Remote {
     /// Messages of control of which not all came.
     pieces: HashMap<Connection, Vec<u8>>,
     targets: Targets,
+    whereabouts: Whereabouts,
+    /// When peers that are missed are looked for.
+    miss_due: Time,
     /// When far publishers are told what was taken, and how often that was in vain.
     report: Option<Time>,
     looks: u32,
@@ -68,7 +81,7 @@ impl Remote {
     /// Before the first turn.
     pub(super) fn new(core: &Arc<NodeCore>, ground: Ground) -> Option<Self> {
         let net = Arc::clone(core.net.as_ref()?);
-        let Ground { socket, doors, endpoint, .. } = ground;
+        let Ground { socket, doors, endpoint, whereabouts, .. } = ground;
         Some(Self {
             endpoint,
             traffic: Traffic::new(Arc::clone(core)),
@@ -80,6 +93,8 @@ impl Remote {
             pairs: HashMap::new(),
             pieces: HashMap::new(),
             targets: Targets::default(),
+            whereabouts,
+            miss_due: Time::ZERO,
             report: None,
             looks: 0,
             rtt_due: Time::ZERO,
@@ -91,6 +106,16 @@ impl Remote {
     /// Readable when something came.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.pump.socket().as_fd()
+    }
+
+    /// Readable when the host's network changed, where the system tells.
+    pub(super) fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.whereabouts.changes()
+    }
+
+    /// It did.
+    pub(super) fn on_changes(&mut self) {
+        self.whereabouts.on_changes(now());
     }
 
     /// Whether the socket was full.
@@ -132,7 +157,8 @@ impl Remote {
         let memory = self.traffic.is_hungry().then(|| now() + MEMORY_PAUSE);
         let rtt = self.rtt_is_old.then_some(self.rtt_due);
         let room = self.traffic.is_patient().then(|| now() + PATIENCE);
-        let times = [self.endpoint.timeout(), self.report, self.targets.timeout(), memory, rtt, room];
+        let (targets, place) = (self.targets.timeout(), self.whereabouts.timeout());
+        let times = [self.endpoint.timeout(), self.report, targets, place, memory, rtt, room];
         times.into_iter().flatten().min().map(|at| at.since(now()))
     }
 
@@ -141,6 +167,10 @@ impl Remote {
         self.net.entry().bell().wake();
         if self.endpoint.timeout().is_some_and(|at| at <= now()) {
             self.endpoint.on_timeout(now(), &mut self.traffic);
+            self.look_for_missed();
+        }
+        if self.whereabouts.look(now()) {
+            self.move_in();
         }
         if is_readable {
             self.receive();
@@ -282,6 +312,11 @@ impl Remote {
                     self.net.remove_link(&link);
                 }
                 Order::Leave(connection) => {
+                    if self.endpoint.connections().any(|its| its == connection)
+                        && let Some(pair) = self.pairs.get(&connection)
+                    {
+                        self.targets.forget(pair.peer.id);
+                    }
                     self.pairs.remove(&connection);
                     self.pieces.remove(&connection);
                     self.endpoint.close(now(), &mut self.traffic, connection);
@@ -335,8 +370,8 @@ impl Remote {
     fn try_targets(&mut self) {
         while let Some((name, address)) = self.targets.due(now()) {
             // Whoever is a peer already, by memory or by another address, need not be reached.
-            if self.is_peer(&name) || !self.pump.socket().speaks(&address) {
-                self.targets.put_off(address, now());
+            if self.is_met(&name) || !self.pump.socket().speaks(&address) {
+                self.targets.put_off(&name, address, now());
                 continue;
             }
             let is_local = address.ip().is_loopback();
@@ -345,10 +380,41 @@ impl Remote {
         }
     }
 
-    /// Whether a name is the id of a peer.
-    fn is_peer(&self, name: &str) -> bool {
+    /// Whether a name is the id of a peer that is there.
+    fn is_met(&self, name: &str) -> bool {
+        let Some(id) = Id::read(name) else { return false };
         let state = self.core.state.lock();
-        state.neighbours.keys().any(|id| id.to_string() == name)
+        let pair = state.neighbours.get(&id).map(|its| &its.pair);
+        let answers = |connection| !self.endpoint.is_silent(now(), connection, MISSED);
+        pair.is_some_and(|pair| pair.connection().is_none_or(answers))
+    }
+
+    /// Peers that do not answer may have another way to us, and others may be where they were.
+    fn look_for_missed(&mut self) {
+        if now() < self.miss_due {
+            return;
+        }
+        self.miss_due = now() + MISSED_PAUSE;
+        for (&connection, pair) in &self.pairs {
+            if self.endpoint.is_silent(now(), connection, MISSED) {
+                self.targets.look_for(pair.peer.id, now());
+            }
+            if self.endpoint.is_silent(now(), connection, DOUBTED) {
+                self.targets.doubt(connection, now());
+            }
+        }
+    }
+
+    /// The host's network is another: whoever is to know that is told, and whoever was out of reach is tried.
+    fn move_in(&mut self) {
+        self.tell_place();
+        self.endpoint.ask_everyone();
+        self.targets.look_again(now());
+    }
+
+    fn tell_place(&mut self) {
+        self.net.set_addresses(self.whereabouts.addresses());
+        self.endpoint.set_words(self.whereabouts.words());
     }
 
     /// True: there was something.
@@ -364,12 +430,16 @@ impl Remote {
     fn handle(&mut self, event: Event) {
         let core = Arc::clone(&self.core);
         match event {
-            Event::Connected { connection, peer, words, address, .. } => {
+            Event::Connected { connection, peer, words, address, observed } => {
+                self.on_observed(observed);
                 let rtt = self.endpoint.connection_stats(connection).map(|its| its.round_trip);
                 let newcomer = Newcomer { id: peer, words: &words, address, rtt };
                 let mut state = core.state.lock();
                 match meet_far(&core, &mut state, connection, newcomer) {
                     Some(pair) => {
+                        let peer = &pair.peer;
+                        self.targets.remember(peer.id, connection, &peer.addresses, now());
+                        self.net.no_trouble(&peer.id.to_string());
                         self.pairs.insert(connection, pair);
                     }
                     None => {
@@ -388,11 +458,15 @@ impl Remote {
                     Some(refusal) if refusal.code == Code::Oneself => Outcome::Own,
                     Some(_) => Outcome::Refused,
                 };
-                for name in self.targets.names_of(attempt) {
-                    match &refusal {
-                        None => self.net.trouble(&name, format!("nobody answers at {address}")),
-                        // That is a finding of its own.
-                        Some(_) => self.net.no_trouble(&name),
+                match &refusal {
+                    None => {
+                        for name in self.targets.vain_names_of(attempt) {
+                            self.net.trouble(&name, format!("nobody answers at {address}"));
+                        }
+                    }
+                    // That is a finding of its own.
+                    Some(_) => {
+                        self.targets.names_of(attempt).iter().for_each(|name| self.net.no_trouble(name));
                     }
                 }
                 self.targets.on_outcome(attempt, outcome, now());
@@ -405,17 +479,33 @@ impl Remote {
             }
             // The bus goes on as before.
             Event::Resumed { connection, address } | Event::PathChanged { connection, to: address, .. } => {
-                if let Some(pair) = self.pairs.get(&connection) {
-                    pair.on_moved(address);
+                if let Some(pair) = self.pairs.get(&connection)
+                    && let Some(peer) = pair.on_moved(address)
+                {
+                    self.targets.remember(peer.id, connection, &peer.addresses, now());
+                    let (old, new, reason) = ("udp", "udp", "it is reached at another address");
+                    core.state.lock().events.tell(BusEvent::PathChanged { peer, old, new, reason });
                 }
             }
-            Event::Observed { .. } => {}
+            Event::Observed { address, .. } => self.on_observed(Some(address)),
             Event::Control { connection, bytes } => self.hear(connection, bytes),
             Event::Lost { connection, why, .. } => {
                 self.traffic.forget(connection);
                 self.targets.on_lost(connection, now());
+                match self.pairs.get(&connection).map(|pair| pair.peer.id) {
+                    Some(peer) if why == Lost::Bye => self.targets.forget(peer),
+                    Some(peer) => self.targets.look_for_lost(peer, now()),
+                    None => {}
+                }
                 lose_far(&core, &mut core.state.lock(), connection, why == Lost::Bye);
             }
+        }
+    }
+
+    /// A peer sees us there.
+    fn on_observed(&mut self, address: Option<std::net::SocketAddr>) {
+        if address.is_some_and(|address| self.whereabouts.on_observed(normal(address))) {
+            self.tell_place();
         }
     }
 

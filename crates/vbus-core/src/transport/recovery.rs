@@ -18,7 +18,7 @@ use crate::base::time::Time;
 use crate::wire::frame::EcnCounts;
 
 /// While data wait, the path is probed at least so often, so that a healed one is found at once.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+const LONGEST_BACK_OFF: Duration = Duration::from_millis(500);
 /// Persistent congestion is silence for so many probe timeouts (RFC 9002 `kPersistentCongestionThreshold`) …
 const PERSISTENT: u32 = 3;
 /// … in which at least so many packets were lost: sparse packets under heavy random loss are no congestion.

@@ -359,6 +359,13 @@ impl Session {
         self.owed.ping = true;
     }
 
+    /// Asks it, whatever else the path has room for.
+    pub fn ask_now(&mut self) {
+        self.owed.ping = true;
+        let path = &mut self.paths[0];
+        path.probes = path.probes.max(1);
+    }
+
     /// Somebody else was met where the peer was: it answers soon, or is gone.
     pub fn doubt(&mut self) {
         let patience = self.path().patience() * ENDING;
@@ -368,7 +375,12 @@ impl Session {
 
     /// Whether the peer leaves something unanswered for longer than it ever should.
     pub fn is_silent(&self, now: Time) -> bool {
-        self.silence.is_silent(now, self.path().patience() * ENDING)
+        self.is_silent_for(now, Duration::ZERO)
+    }
+
+    /// The same, and for longer than `at_least`.
+    pub fn is_silent_for(&self, now: Time, at_least: Duration) -> bool {
+        self.silence.is_silent(now, at_least.max(self.path().patience() * ENDING))
     }
 
     /// The peer waits for a word, and has perhaps missed the first.

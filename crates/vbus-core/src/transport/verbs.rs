@@ -1,5 +1,7 @@
 //! What an application does with the connections of its endpoint.
 
+use std::time::Duration;
+
 use super::connection::Pair;
 use super::endpoint::{Endpoint, PLACES};
 use super::session::CloseCode;
@@ -110,6 +112,33 @@ impl<A: Application> Endpoint<A> {
         }
         self.lose_quietly(now, place, app);
         self.wake(session);
+    }
+
+    /// Whether the peer of a connection leaves something unanswered for longer than it should, and than `at_least`; or
+    /// nothing carries it.
+    pub fn is_silent(&self, now: Time, connection: Connection, at_least: Duration) -> bool {
+        let Some(pair) = self.pair(connection) else { return true };
+        let session = pair.session().and_then(|at| self.sessions.get(at));
+        session.is_none_or(|held| held.session.is_silent_for(now, at_least))
+    }
+
+    /// The network of this end is another than before: every peer is asked whether it is still there, and so learns
+    /// where this end is now.
+    pub fn ask_everyone(&mut self) {
+        let all: Vec<usize> =
+            self.sessions.iter().filter(|(_, held)| held.pair.is_some()).map(|(at, _)| at).collect();
+        for at in all {
+            if let Some(held) = self.sessions.get_mut(at) {
+                held.session.ask_now();
+            }
+            self.look_after(at);
+        }
+    }
+
+    /// What peers that are met from now on are told, at most
+    /// [`WORDS_MAX`](super::parameters::WORDS_MAX) bytes.
+    pub fn set_words(&mut self, words: Vec<u8>) {
+        self.config.words = words;
     }
 
     /// All connections there are.

@@ -8,12 +8,14 @@
 //! Addresses are in their shortest form on both ways out: what IPv6 wraps of IPv4 is IPv4.
 
 mod batch;
+mod changes;
 mod doors;
 mod interfaces;
 mod route;
 mod socket;
 
 pub use batch::{Batch, Datagram};
+pub use changes::Changes;
 pub use doors::Doors;
 pub use interfaces::{Interface, interfaces};
 pub use route::datagram_max;
