@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::pair::Pair;
 use super::publisher::monotonic_ns;
+use super::resumed::{LeftOff, Whose};
 use super::spin::Spin;
 use super::stats::{COUNT_MAX, LinkStats, SubscriberStats, add_dropped};
 use super::subscriber::{Sample, Source};
@@ -32,6 +33,9 @@ pub(super) struct Inbox {
     /// The link that gave the last sample: polled first, without a look at its bell, but not for ever.
     hot: Option<usize>,
     ended: SubscriberStats,
+    /// Links that ended and are not empty.
+    ending: usize,
+    left_off: LeftOff,
     /// How long to look before sleeping.
     pub(super) spin: Spin,
     pub(super) closed: bool,
@@ -44,6 +48,8 @@ struct Group {
     bell: Arc<Descriptor>,
     /// Bits whose links are to be polled.
     pending: u64,
+    /// Those that are, although they may just have been.
+    again: u64,
     next_bit: u32,
     by_bit: Vec<Vec<usize>>,
     links: u32,
@@ -65,6 +71,8 @@ struct Entry {
     gone: u64,
     /// The sequence that comes next.
     expected: Option<u64>,
+    /// A link before this one gave all below.
+    had: Option<u64>,
     delivered: u64,
     bytes: u64,
     expired: u64,
@@ -108,7 +116,8 @@ impl Inbox {
     /// Adds a group; its number.
     pub(super) fn add_group(&mut self, node: Id, entry: BoardEntry, bell: Arc<Descriptor>) -> usize {
         let by_bit = vec![Vec::new(); 64];
-        let group = Group { node, entry, bell, pending: 0, next_bit: 0, by_bit, links: 0, left: false };
+        let group =
+            Group { node, entry, bell, pending: 0, again: 0, next_bit: 0, by_bit, links: 0, left: false };
         let at = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
         if at == self.groups.len() {
             self.groups.push(None);
@@ -170,6 +179,7 @@ impl Inbox {
             ordered: new.ordered,
             gone: 0,
             expected: None,
+            had: None,
             delivered: 0,
             bytes: 0,
             expired: 0,
@@ -240,13 +250,17 @@ impl Inbox {
             }
             // The last link of a neighbour that went took the group along.
             let Some(group) = &mut self.groups[at] else { return None };
-            group.pending &= !(1 << bit);
+            group.pending = group.pending & !(1 << bit) | std::mem::take(&mut group.again);
         }
         None
     }
 
     fn take_from(&mut self, at: usize) -> Option<Sample> {
         loop {
+            let entry = self.entries.get(at)?.as_ref()?;
+            if entry.expected.is_none() && !self.may_begin(at) {
+                return None;
+            }
             let entry = self.entries.get_mut(at)?.as_mut()?;
             match entry.link.take() {
                 Ok(Some(taken)) => match entry.accept(taken) {
@@ -267,6 +281,27 @@ impl Inbox {
                 }
             }
         }
+    }
+
+    /// Whether a link from which nothing was taken may give something: one in whose place it is comes first, to its
+    /// end.
+    fn may_begin(&mut self, at: usize) -> bool {
+        let Some(entry) = &self.entries[at] else { return false };
+        let whose = entry.whose();
+        let goes_first = |its: &Entry| its.ending.is_some() && its.whose() == whose;
+        if self.ending > 0 && entry.ending.is_none() && self.entries.iter().flatten().any(goes_first) {
+            return false;
+        }
+        let (first, had) = (entry.first(), self.left_off.next(&whose));
+        // What it did not get in between was nowhere counted for it.
+        let missed =
+            had.filter(|_| entry.had.is_none()).map_or(0, |had| first.saturating_sub(had).min(COUNT_MAX));
+        self.ended.sent = self.ended.sent.saturating_add(missed);
+        self.ended.lost = self.ended.lost.saturating_add(missed);
+        if let Some(entry) = &mut self.entries[at] {
+            entry.had = had;
+        }
+        true
     }
 
     fn break_off(&mut self, at: usize, reason: &str) {
@@ -291,6 +326,11 @@ impl Inbox {
     /// Removes a link; what still waited counts as dropped for a cause, or as lost.
     fn remove(&mut self, at: usize, cause: Option<Cause>) {
         let Some(entry) = self.entries[at].take() else { return };
+        self.ending -= usize::from(entry.ending.is_some());
+        if let (true, Some(next)) = (entry.ordered, entry.expected.max(entry.had)) {
+            self.left_off.note(entry.whose(), next);
+        }
+        self.poll_again(&entry);
         let group = self.group_mut(entry.group);
         group.by_bit[entry.bit].retain(|&link| link != at);
         group.links -= 1;
@@ -308,12 +348,22 @@ impl Inbox {
         }
     }
 
+    /// A link that took the place of this one may begin.
+    fn poll_again(&mut self, over: &Entry) {
+        for entry in self.entries.iter().flatten().filter(|its| its.whose() == over.whose()) {
+            if let Some(group) = &mut self.groups[entry.group] {
+                group.pending |= 1 << entry.bit;
+                group.again |= 1 << entry.bit;
+            }
+        }
+    }
+
     /// No more will come over the links that `which` names by publisher and number; they end when they are
     /// empty.
     pub(super) fn end(&mut self, ending: Ending, which: impl Fn(Id, LinkNumber, Option<&Arc<Pair>>) -> bool) {
         for entry in self.entries.iter_mut().flatten() {
             if which(entry.source.publisher, entry.number, entry.pair.as_ref()) {
-                entry.ending = Some(ending);
+                self.ending += usize::from(entry.ending.replace(ending).is_none());
                 if let Some(group) = &mut self.groups[entry.group] {
                     group.pending |= 1 << entry.bit;
                 }
@@ -435,8 +485,8 @@ impl Entry {
     /// Checks an entry that was taken. `Ok(None)`: it was too old.
     fn accept(&mut self, taken: Taken) -> Result<Option<Sample>, String> {
         let sequence = taken.header.sequence;
-        let expected =
-            *self.expected.get_or_insert_with(|| self.link.memory().first().load(Ordering::Relaxed));
+        let begins = self.expected.is_none();
+        let expected = self.expected.unwrap_or_else(|| self.first());
         let missing = match sequence.checked_sub(expected) {
             // What is missing may still come.
             _ if !self.ordered => Some(0),
@@ -453,11 +503,31 @@ impl Entry {
             self.link.memory().expired().store(self.expired, Ordering::Release);
             return Ok(None);
         }
-        let lost = if self.ordered { missing } else { self.gone_since() };
+        let lost = match self.had.filter(|_| self.ordered) {
+            // History, of which the program has had this.
+            Some(had) if sequence < had => {
+                self.expected = Some(next);
+                self.delivered += 1;
+                return Ok(None);
+            }
+            Some(had) if begins || expected <= had => sequence - had,
+            _ if self.ordered => missing,
+            _ => self.gone_since(),
+        };
         self.expected = Some(next.max(expected));
         self.delivered += 1;
         self.bytes += taken.header.payload_len;
         Ok(Some(Sample::new(taken, Arc::clone(&self.source), lost)))
+    }
+
+    /// The publisher, and its node.
+    fn whose(&self) -> Whose {
+        (self.source.publisher, self.source.peer.id)
+    }
+
+    /// The sequence with which the link began.
+    fn first(&self) -> u64 {
+        self.link.memory().first().load(Ordering::Relaxed)
     }
 
     /// How many more are known not to come than at the last look.

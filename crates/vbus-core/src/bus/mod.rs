@@ -30,6 +30,7 @@ pub mod pump;
 pub mod qos;
 mod reach;
 mod remote;
+mod resumed;
 mod room;
 mod secret;
 pub mod shape;
