@@ -68,6 +68,8 @@ class Container:
 
     def remove(self) -> None:
         """End it, whatever state it is in; nothing of it is left."""
+        # A first process ignores what it does not handle, and `rm` would ask it nicely for 10 s.
+        self.engine.call("kill", "--signal=KILL", self.name, check=False)
         self.engine.call("rm", "--force", self.name, check=False)
         self.process.kill()
         self.process.communicate()
@@ -100,6 +102,7 @@ class Engine:
         name: str,
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        network: str = "none",
     ) -> list[str]:
         """The command that runs this Python with `arguments` in a new container."""
         settings = {
@@ -109,7 +112,7 @@ class Engine:
             **(environment or {}),
         }
         return [
-            *(self.program, *self.global_flags, "run", "--rm", f"--name={name}", "--network=none"),
+            *(self.program, *self.global_flags, "run", "--rm", f"--name={name}", f"--network={network}"),
             *self.run_flags,
             *(f"--volume={path}:{path}:ro" for path in self.mounts),
             *(f"--env={key}={value}" for key, value in settings.items()),
@@ -123,11 +126,17 @@ class Engine:
         *,
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        network: str = "none",
         output: int | IO[str] = subprocess.PIPE,
     ) -> Container:
-        """Start a container; its output is `container.process.stdout`, its input `...stdin`."""
+        """Start a container; its output is `container.process.stdout`, its input `...stdin`.
+
+        `network` is "none", "host", or what else the engine takes for `--network`.
+        """
         name = f"vbus-{secrets.token_hex(4)}"
-        command = self.command(arguments, name=name, flags=("--interactive", *flags), environment=environment)
+        command = self.command(
+            arguments, name=name, flags=("--interactive", *flags), environment=environment, network=network
+        )
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True
         )
