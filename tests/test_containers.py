@@ -5,6 +5,8 @@ network, with the engine's own seccomp profile and 64 MiB `/dev/shm`. Where none
 skips with the engine's own words.
 """
 
+# ruff: noqa: F811 (a fixture is imported, and named as an argument)
+
 import json
 import os
 import secrets
@@ -14,9 +16,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from boxes import engine  # noqa: F401
+from situations import situation
 
 import vbus
-from vbus.cli import _containers
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(120)]
 
@@ -24,7 +27,7 @@ MIB = 1 << 20
 
 # What every program in a container begins with: `say` is one line of JSON to the test.
 PREAMBLE = """
-import json, os, sys
+import json, os, sys, time
 import vbus
 
 def say(**words):
@@ -39,6 +42,7 @@ def shm_mib():
 """
 
 WRITER = """
+opened = time.time_ns()
 with vbus.Node("writer", listen="off") as node, node.publisher("frames", bytes) as pub:
     assert pub.wait_for_subscribers(1, 30), "no subscriber came"
     for number in range(20):
@@ -46,19 +50,20 @@ with vbus.Node("writer", listen="off") as node, node.publisher("frames", bytes) 
             loan.buffer[:] = bytes([number]) * (1 << 20)
     pub.publish(bytes(100 << 20))
     pub.publish(b"")
-    say(flushed=pub.flush(30), pid=os.getpid(), seccomp=seccomp(), shm_mib=shm_mib())
+    say(flushed=pub.flush(30), opened=opened, pid=os.getpid(), seccomp=seccomp(), shm_mib=shm_mib())
 """
 
 READER = """
 with vbus.Node("reader", listen="off") as node, node.subscriber("frames", bytes) as sub:
     say(ready=True)
-    seen = []
+    seen, came = [], None
     for sample in sub:
+        came = came or time.time_ns()
         if not sample.nbytes:
             break
         first, last = sample.payload[0], sample.payload[-1]
         seen.append([sample.sequence, sample.nbytes, first, last, sample.lost, sample.via])
-    say(seen=seen, pid=os.getpid(), uid=os.getuid(), seccomp=seccomp(), shm_mib=shm_mib())
+    say(seen=seen, came=came, pid=os.getpid(), uid=os.getuid(), seccomp=seccomp(), shm_mib=shm_mib())
 """
 
 # Everything is received and told, until the empty sample.
@@ -117,17 +122,6 @@ with vbus.Node("filler", listen="off", memory=memory) as node:
 """
 
 
-@pytest.fixture(scope="session")
-def engine():
-    """A container engine that was seen to work."""
-    try:
-        found = _containers.find_engine()
-    except _containers.NoContainersError as reason:
-        pytest.skip(f"no containers: {reason}")
-    yield found
-    found.close()
-
-
 class World:
     """One directory, one domain, and the containers of one test."""
 
@@ -181,11 +175,12 @@ def listen(container):
     raise AssertionError("the container ended without a word: " + "".join(noise))
 
 
-def assert_all_came(reader_words, writer_words):
-    """Every frame, whole, once, in order, through memory."""
+def assert_all_came(situated, reader_words, writer_words):
+    """Every frame, whole, once, in order, through memory; how they are situated is written down."""
     small = [[number, MIB, number, number, 0, "shm"] for number in range(20)]
     assert reader_words["seen"] == [*small, [20, 100 * MIB, 0, 0, 0, "shm"]]
     assert writer_words["flushed"]
+    situation(situated, "shm", "shm", (reader_words["came"] - writer_words["opened"]) / 1e9)
 
 
 @pytest.mark.contract(
@@ -196,7 +191,7 @@ def test_directory_alone_joins_two_first_processes(world):
     assert listen(reader)["ready"]
     wrote = listen(world.start(WRITER))
     read = listen(reader)
-    assert_all_came(read, wrote)
+    assert_all_came("two containers that share one directory, without any network", read, wrote)
     assert (read["pid"], wrote["pid"]) == (1, 1)
     assert (read["seccomp"], wrote["seccomp"]) == (2, 2), "the default profile was to be in force"
     assert read["shm_mib"] <= 64, "a private /dev/shm was to be in force"
@@ -207,14 +202,15 @@ def test_user_ids_need_not_match(world):
     assert listen(reader)["ready"]
     wrote, read = listen(world.start(WRITER)), listen(reader)
     assert read["uid"] == 1000
-    assert_all_came(read, wrote)
+    assert_all_came("two containers with one directory, one of them as uid 1000", read, wrote)
 
 
 def test_writer_may_be_the_one_without_rights(world):
     reader = world.start(READER)
     assert listen(reader)["ready"]
     wrote = listen(world.start(WRITER, flags=[world.mount, "--user=1000:1000", "--cap-drop=ALL"]))
-    assert_all_came(listen(reader), wrote)
+    read = listen(reader)
+    assert_all_came("two containers with one directory, the writer as uid 1000 without rights", read, wrote)
 
 
 def test_user_namespaces_need_not_match(world):
@@ -224,14 +220,14 @@ def test_user_namespaces_need_not_match(world):
     reader = world.start(READER, flags=mapped)
     assert listen(reader)["ready"]
     wrote, read = listen(world.start(WRITER)), listen(reader)
-    assert_all_came(read, wrote)
+    assert_all_came("two containers with one directory, one in a user namespace of its own", read, wrote)
 
 
 def test_ipc_of_the_host_needs_no_mount(world):
     reader = world.start(READER, flags=["--ipc=host"])
     assert listen(reader)["ready"]
     wrote, read = listen(world.start(WRITER, flags=["--ipc=host"])), listen(reader)
-    assert_all_came(read, wrote)
+    assert_all_came("two containers, both with --ipc=host, without any network", read, wrote)
 
 
 def test_shareable_ipc_needs_no_mount(world):
@@ -239,7 +235,9 @@ def test_shareable_ipc_needs_no_mount(world):
     assert listen(reader)["ready"]
     wrote = listen(world.start(WRITER, flags=[f"--ipc=container:{reader.name}"]))
     read = listen(reader)
-    assert_all_came(read, wrote)
+    assert_all_came(
+        "two containers, --ipc=shareable and --ipc=container:..., without any network", read, wrote
+    )
     assert read["shm_mib"] <= 64, "100 MiB were to pass beside a /dev/shm of 64 MiB"
 
 
@@ -248,6 +246,10 @@ def test_containers_that_share_nothing_do_not_meet(world):
     assert listen(reader)["ready"]
     with world.node("writer") as node, node.publisher("ticks", bytes) as pub:
         assert not pub.wait_for_subscribers(1, 0.5)
+    situation(
+        "two containers that share neither directory nor network",
+        None, None, None, "--volume=/run/vbus:/run/vbus for both",
+    )  # fmt: skip
 
 
 @pytest.mark.contract("a quarter of what the machine or the container has")

@@ -1,4 +1,4 @@
-"""A program in a network of its own that does what a test says, statement by statement."""
+"""A program that does what a test says, statement by statement; in a network of its own, if it has none."""
 
 import ast
 import logging
@@ -38,8 +38,9 @@ def conserved(*endpoints):
     return [it for it in counts if it.sent != it.delivered + it.waiting + sum(it.dropped.values()) + it.lost]
 
 
-def obey():
-    finders.enter_own_network()
+def obey(own_network=True):
+    if own_network:
+        finders.enter_own_network()
     logging.getLogger("vbus").addHandler(Ear(logging.WARNING))
     scope = {"vbus": vbus, "os": os, "logged": logged}
     scope |= {its.__name__: its for its in (findings, everything, conserved)}
