@@ -250,6 +250,28 @@ def test_a_publisher_that_closes_leaves_all_it_sent_to_its_far_subscribers(far):
     until(lambda: subscriber.publishers == 0, "its end is known")
 
 
+@pytest.mark.contract("Samples accepted before a publisher closed or died are still received")
+@pytest.mark.parametrize("ending", ["del publisher, node; os._exit(0)", "sys.exit()", ""])
+def test_a_program_that_does_not_close_leaves_all_it_sent_to_far_subscribers(far, begin, ending):
+    node = far("listener")
+    subscriber = node.subscriber("t", bytes)
+    speaker = begin(
+        f"""
+        import os, sys
+        node = vbus.Node("speaker")
+        publisher = node.publisher("t", bytes)
+        assert publisher.wait_for_subscribers(1, 20)
+        for number in range(50):
+            publisher.publish(bytes([number]) * 1_000_000)
+        {ending}
+        """,
+        node,
+    )
+    for number in range(50):
+        assert subscriber.receive(WATCHDOG).payload == bytes([number]) * 1_000_000
+    speaker.finish()
+
+
 @pytest.mark.contract("over the network not longer than the 15 s after which")
 def test_a_killed_far_subscriber_does_not_keep_its_publisher_for_ever(far, begin):
     node = far("speaker")

@@ -570,7 +570,7 @@ class Node(ClosingSlowly):
             discovery.stop()
         core: CoreNode | None = getattr(self, "_core", None)
         if core is not None:
-            core.close(0.0)
+            core.close()
         callbacks: Callbacks | None = getattr(self, "_callbacks", None)
         if callbacks is not None:
             callbacks.stop()

@@ -44,6 +44,8 @@ use crate::wire::far::Far;
 
 /// How long a call waits for neighbours at most; one that does not answer is skipped from then on.
 const MEETING_TIME: Duration = Duration::from_millis(500);
+/// A node that is dropped waits so long at most until everything reliable is with its far subscribers' nodes.
+const LINGER: Duration = Duration::from_secs(2);
 /// Refusals, mismatches and broken connections that are remembered, of each kind.
 pub(super) const REMEMBERED_MAX: usize = 256;
 
@@ -127,7 +129,7 @@ fn is_out_of_files(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE].iter().any(|&number| error.raw_os_error() == Some(number))
 }
 
-/// A node. Dropping it closes it.
+/// A node. Dropping it closes it, as [`Node::close`] with two seconds does.
 pub struct Node {
     core: Arc<NodeCore>,
     driver: Mutex<Option<JoinHandle<()>>>,
@@ -380,7 +382,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.close(Duration::ZERO);
+        self.close(LINGER);
         if !self.core.born.is_current() {
             // The driver is not in this child, and its stack may be another thread's: nothing to detach.
             std::mem::forget(self.driver.try_lock().and_then(|mut driver| driver.take()));
