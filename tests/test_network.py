@@ -1,5 +1,6 @@
 """Nodes that share no memory: what the contract promises over the network, by real sockets on loopback."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -204,6 +205,26 @@ def test_a_far_service_answers_and_streams(far):
     until(lambda: len(here.services()) == 2, "the servers are known")
     assert [here.call("add", [number, 1], timeout=WATCHDOG) for number in range(20)] == list(range(1, 21))
     assert list(here.call_stream("count", 50, timeout=WATCHDOG)) == list(range(50))
+
+
+@pytest.mark.contract("when no server is known after the meeting time")
+@pytest.mark.parametrize("way", ["call", "call_async", "call_stream", "call_unserved"])
+def test_a_call_right_after_joining_finds_a_far_server(far, join, way):
+    there = far("there")
+    there.serve("double", lambda value: 2 * value, request=int, reply=int)
+    for _ in range(5):
+        with join("here", shm=False, listen="127.0.0.1:0", peers=[there.addresses[0]]) as here:
+            match way:
+                case "call":
+                    assert here.call("double", 21, request=int, reply=int) == 42
+                case "call_async":
+                    assert asyncio.run(here.call_async("double", 21, request=int, reply=int)) == 42
+                case "call_stream":
+                    assert list(here.call_stream("double", 21, request=int, reply=int)) == [42]
+                case _:
+                    with pytest.raises(vbus.NoServer, match="nobody serves 'triple'"):
+                        here.call("triple", 21, request=int, reply=int)
+                    assert here.call("double", 21, request=int, reply=int) == 42
 
 
 def test_topics_and_findings_tell_of_far_publishers_with_their_figures(far):

@@ -13,6 +13,7 @@ import os
 import sys
 from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from _weakref import ref
+from time import monotonic
 
 from ._vbus import Loan, Sample, check_topic, leave_daemons_asleep
 from ._vbus import Node as CoreNode
@@ -98,6 +99,7 @@ class Node(ClosingSlowly):
         "_exchange",
         "_first_call",
         "_log",
+        "_met_by",
         "_pid",
     )
 
@@ -146,6 +148,8 @@ class Node(ClosingSlowly):
         self._first_call = RLock()
         self._log = _Log(self._core)
         self._discovery = _discover(self._core, settings)
+        seeks = self._discovery is not None and self._discovery.seeks
+        self._met_by = monotonic() + MEETING_SECONDS if seeks else None
         _close_at_exit(self)
 
     @property
@@ -564,7 +568,7 @@ class Node(ClosingSlowly):
         return f"<vbus.Node {self.name!r} in {self.domain!r}>"
 
     def __del__(self) -> None:
-        # Its publishers and subscribers hold it, so they are gone; there is nothing left to flush.
+        # Its publishers and subscribers hold it, so they are closed; what they sent may still be on its way.
         discovery: Discovery | None = getattr(self, "_discovery", None)
         if discovery is not None:
             discovery.stop()
@@ -584,7 +588,7 @@ class Node(ClosingSlowly):
 
             with self._first_call:
                 if self._exchange is None and not closed:
-                    self._keep(Exchange(self._core))
+                    self._keep(Exchange(self._core, self._met_by))
                 exchange = self._exchange
         if closed or exchange is None:
             raise Closed(f"the node {quote(self.name)} is closed; open a new one")
@@ -805,6 +809,7 @@ class _Log:
 
 
 DRAIN_SECONDS = 1.0
+MEETING_SECONDS = 0.5
 
 
 def _log_notices(core: CoreNode, done: Any) -> None:

@@ -160,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument(
         "--timeout", type=_seconds, metavar="S", help="wait so long for the reply, then exit with status 1"
     )
+    call.add_argument(
+        "--wait", type=_seconds, default=1.0, metavar="S",
+        help="wait so long for a server over the network (default 1.0)"
+    )  # fmt: skip
     call.add_argument("--full", action="store_true", help="show all of long values and arrays")
 
     shm = command("shm", "look at the directories where neighbours meet")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
+
+from vbus.service.meeting import meet
 
 from .joining import join
 from .output import for_json, for_people, print_json
@@ -20,6 +23,7 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """A stream of replies is shown as it comes, one value per line."""
     with join(options, "call") as node:
+        meet(node._calls(), options.service, None, time.monotonic() + options.wait)  # pyright: ignore[reportPrivateUsage]
         if options.value == "-":
             for line in sys.stdin:
                 _call(node, options, value_of(line.rstrip("\r\n")))

@@ -62,6 +62,11 @@ class Discovery:
 
             self._mdns = Mdns(core, settings, port)
 
+    @property
+    def seeks(self) -> bool:
+        """Whether anybody is looked for."""
+        return self._static is not None or self._mdns is not None
+
     def stop(self) -> None:
         """No longer: says goodbye. Does not wait, and does nothing in the child of a fork."""
         for way in (self._static, self._mdns):

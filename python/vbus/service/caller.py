@@ -13,6 +13,7 @@ from vbus.errors import Closed, DecodeError, Error, NoServer, RemoteError, Timeo
 from vbus.waits import acquire, deadline_in
 
 from . import wire
+from .meeting import meet
 from .wire import WINDOW
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def call(exchange: Exchange, contract: Contract, value: Any, timeout: float | No
         return exchange.aside(call, exchange, contract, value, timeout)
     deadline = deadline_in(timeout)
     encoded = contract.request.encoder(value)
+    meet(exchange, contract.name, deadline)
     pending = exchange.begin(contract, is_stream=False)
     try:
         serving = exchange.servings.get(pending.remote.id)
@@ -89,13 +91,16 @@ class CallStream(Closing, Generic[R]):
         self._consumed = 0
         self._granted = WINDOW
         self.turn = allocate_lock()
+        may_wait = not _is_in_loop()
+        if may_wait and not exchange.is_interrupted():
+            meet(exchange, contract.name, deadline)
         self.pending: Pending | None = exchange.begin(contract, is_stream=True)
         self.outgoing: Outgoing | None = wire.STREAM, self.pending.number, WINDOW, encoded
         # In a loop, what has to wait waits until the first step: no loop stands still for us.
         if exchange.is_interrupted():
-            exchange.aside(self._begin, deadline, not _is_in_loop())
+            exchange.aside(self._begin, deadline, may_wait)
         else:
-            self._begin(deadline, not _is_in_loop())
+            self._begin(deadline, may_wait)
 
     def _begin(self, deadline: float | None, may_wait: bool) -> None:
         pending, outgoing = self.pending, self.outgoing

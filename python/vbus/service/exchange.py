@@ -75,8 +75,10 @@ class Exchange:
     contract_of = staticmethod(contract_of)
     call = call
 
-    def __init__(self, core: CoreNode) -> None:
+    def __init__(self, core: CoreNode, met_by: float | None) -> None:
         self.core = core
+        self.met_by = met_by
+        """Until when others may be met whom the node looks for; None if it looks for nobody."""
         self.pid = os.getpid()
         # Of a coroutine that the garbage collector ends, the end may run while its thread holds the lock.
         self.lock = RLock()
@@ -143,6 +145,14 @@ class Exchange:
             pending = Pending((best.salt + next(self._numbers)) & NUMBERS, best, is_stream)
             self._pending[pending.number] = pending
             return pending
+
+    def knows(self, name: str) -> bool:
+        """Whether anybody serves `name`, for all that is known."""
+        with self.lock:
+            self._hear()
+            if not self._by_name.get(name):
+                self._learn_all()
+            return bool(self._by_name.get(name))
 
     def _choose(self, contract: Contract, remotes: list[Remote]) -> Remote:
         best, misfit = None, None

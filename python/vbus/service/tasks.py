@@ -18,6 +18,7 @@ from vbus.waits import deadline_in, is_over
 from . import wire
 from .caller import result
 from .exchange import LoopWaiter
+from .meeting import meet_async
 
 if TYPE_CHECKING:
     from .caller import CallStream
@@ -34,6 +35,7 @@ async def call_async(exchange: Exchange, contract: Contract, value: Any, timeout
     """What `Node.call_async` does."""
     deadline = deadline_in(timeout)
     encoded = contract.request.encoder(value)
+    await meet_async(exchange, contract.name, deadline)
     pending = exchange.begin(contract, is_stream=False)
     try:
         outgoing = wire.CALL, pending.number, 0, encoded
