@@ -434,12 +434,8 @@ impl<A: Application> Endpoint<A> {
             return;
         }
         if known.is_none() && self.pairs.len() >= self.config.connections_max {
-            let admission = &self.own.admission;
-            let (domain, name) = (admission.domain(), admission.name());
-            let to = established.peer_cid;
-            let refusal = Long::Refusal { to, code: Code::Busy, domain, name }.bytes();
-            self.send(from, refusal);
-            return;
+            let refused = self.greetings.refuse(now, &self.own, established.peer_cid, Code::Busy, "", "");
+            return self.on_greeted(from, refused);
         }
         let same = known.filter(|pair| {
             let knows_ours = parameters.known_epoch.is_none_or(|known| known == pair.ours);

@@ -280,6 +280,23 @@ fn whoever_sees_all_and_sends_what_it_likes_ends_nothing_and_changes_nothing() {
 }
 
 #[test]
+fn a_crowd_that_finds_no_place_is_told_so_no_more_often_than_other_strangers() {
+    let mut world = World::new(1, Quality { delay: ms(1), ..Quality::default() });
+    world.config.connections_max = 1;
+    for node in 0..=100 {
+        world.add_node(1_000_000);
+        if node > 0 {
+            world.at(at(node as u64), Happening::Connect(node, 0));
+        }
+    }
+    world.run_until(at(1000));
+    assert_eq!(world.nodes[0].connections.len(), 1);
+    // 32 at once, and as many a second.
+    let sent = world.nodes[0].refusals_sent;
+    assert!((33..=64).contains(&sent), "{sent}");
+}
+
+#[test]
 fn a_peer_that_breaks_every_rule_harms_nobody_else_and_takes_no_memory() {
     seeds(30, |seed| {
         let mut world = world(seed);

@@ -11,6 +11,7 @@ use vbus_core::base::time::Time;
 use vbus_core::transport::admission::{Admission, Terms};
 use vbus_core::transport::identity::Entropy;
 use vbus_core::transport::{Arrival, Connection, Endpoint, EndpointConfig, Event, Lost};
+use vbus_core::wire::packet::Long;
 
 use crate::app::{Act, App, Plan};
 use crate::intruder::Intruder;
@@ -36,6 +37,7 @@ pub(crate) struct Node {
     /// Calls because time had passed.
     pub wake_ups: u64,
     pub datagrams_sent: u64,
+    pub refusals_sent: u64,
     pub datagrams_came: u64,
     rng: Rng,
 }
@@ -142,6 +144,7 @@ impl World {
             reached: 0,
             wake_ups: 0,
             datagrams_sent: 0,
+            refusals_sent: 0,
             datagrams_came: 0,
             rng: Rng::seeded(seed ^ 2),
         }
@@ -229,6 +232,7 @@ impl World {
     fn send(&mut self, node: usize, to: SocketAddr, bytes: &[u8], ect: bool) {
         let from = self.nodes[node].address;
         self.nodes[node].datagrams_sent += 1;
+        self.nodes[node].refusals_sent += u64::from(matches!(Long::read(bytes), Ok(Long::Refusal { .. })));
         if std::env::var_os("VBUS_TRACE").is_some_and(|trace| trace == "2") {
             eprintln!("{:?} {from} -> {to} {} bytes, first {:x}", self.now, bytes.len(), bytes[0]);
         }

@@ -330,7 +330,8 @@ impl Greetings {
         Finished::Refused(greeted)
     }
 
-    fn refuse(
+    /// Turns somebody away, unless too many were just now.
+    pub(in crate::transport) fn refuse(
         &mut self,
         now: Time,
         own: &Own,
