@@ -66,7 +66,7 @@ pub(super) fn meet_far(
     }
     state.events.tell(Event::PeerJoined(Arc::clone(&pair.peer)));
     state.neighbours.insert(id, Neighbour::new(Arc::clone(&pair), 0, None));
-    state.strangers.retain(|stranger| stranger.path != "udp" || stranger.address != address.to_string());
+    state.strangers.forget_at(&address.to_string(), None);
     core.changed.notify_all();
     Some(pair)
 }
@@ -135,6 +135,6 @@ pub(super) fn note_refusal(core: &NodeCore, state: &mut State, address: SocketAd
     }
     let address = address.to_string();
     // What is true of it now.
-    state.strangers.retain(|its| its.path != "udp" || its.address != address || its.reason == reason);
+    state.strangers.forget_at(&address, Some(&reason));
     core.note_stranger(state, Stranger { id: None, name, address, path: "udp", verdict, reason, remedy });
 }

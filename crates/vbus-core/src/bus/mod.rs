@@ -37,6 +37,7 @@ pub mod shape;
 mod spin;
 mod state;
 mod stats;
+mod strangers;
 mod subscriber;
 pub mod topic;
 mod topics;

@@ -554,13 +554,8 @@ impl NodeCore {
 
     /// Remembers why a stranger did not become a neighbour, and tells of it if it was refused.
     pub(super) fn note_stranger(&self, state: &mut State, stranger: Stranger) {
-        if state.strangers.len() >= REMEMBERED_MAX || state.strangers.iter().any(|known| **known == stranger)
-        {
-            return;
-        }
-        let stranger = Arc::new(stranger);
-        state.strangers.push(Arc::clone(&stranger));
-        if stranger.verdict == "refused" {
+        let heard = state.strangers.hear(stranger, Instant::now());
+        if let Some(stranger) = heard.filter(|its| its.verdict == "refused") {
             state.events.tell(Event::PeerRefused(stranger));
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::CounterView;
 use super::driver;
-use super::events::{Endpoint, Events, Stranger};
+use super::events::{Endpoint, Events};
 use super::forward::FarLink;
 use super::greeting::Greeting;
 use super::interest;
@@ -15,6 +15,7 @@ use super::node::REMEMBERED_MAX;
 use super::pair::Pair;
 use super::publisher::PublisherCore;
 use super::stats::{PublisherStats, SubscriberStats, add_dropped};
+use super::strangers::Strangers;
 use super::subscriber::SubscriberCore;
 use super::topics::TopicMismatch;
 use crate::base::descriptor::Descriptor;
@@ -45,7 +46,7 @@ pub(super) struct State {
     pub(super) try_again: bool,
     /// Greetings that `Node::new` waits for.
     pub(super) awaited: HashSet<u64>,
-    pub(super) strangers: Vec<Arc<Stranger>>,
+    pub(super) strangers: Strangers,
     pub(super) mismatches: Vec<TopicMismatch>,
     /// Likenesses of publishers whose peers are gone, as long as some of what came waits for room.
     pub(super) orphans: Vec<Weak<Mirror>>,
@@ -170,15 +171,10 @@ impl State {
             .min()
     }
 
-    /// Strangers whose name is in no directory any more are no use to anybody who asks.
+    /// Strangers that left are no use to anybody who asks.
     pub(super) fn forget_strangers_that_left(&mut self) {
-        if self.strangers.is_empty() {
-            return;
-        }
-        let names: Vec<String> =
-            self.meetings.iter().flat_map(|its| its.others().unwrap_or_default()).collect();
-        let is_there = |id: Id| names.iter().any(|name| name.contains(&id.to_string()));
-        self.strangers.retain(|stranger| stranger.id.is_none_or(is_there));
+        let names = || self.meetings.iter().flat_map(|its| its.others().unwrap_or_default()).collect();
+        self.strangers.forget_the_gone(Instant::now(), names);
     }
 
     pub(super) fn peer_ids(&self) -> Vec<Id> {
