@@ -31,6 +31,8 @@ FIELDS = {
     "TopicRemoved": "topic time_ns",
     "PathChanged": "peer old new reason time_ns",
     "Finding": "peer topic path verdict reason remedy",
+    "Way": "name on reason heard_ns error interfaces deaf addresses candidates ignored",
+    "Candidate": "name addresses heard_ns error",
 }
 
 

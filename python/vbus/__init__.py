@@ -35,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .codec.registry import register_codec
     from .records import (
+        Candidate,
         Endpoint,
         Finding,
         Link,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         TopicAdded,
         TopicInfo,
         TopicRemoved,
+        Way,
     )
     from .service import Service
     from .service.caller import CallStream
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CallStream",
+    "Candidate",
     "Channel",
     "Closed",
     "ConfigError",
@@ -100,12 +103,14 @@ __all__ = [
     "TopicRemoved",
     "TransportError",
     "Watch",
+    "Way",
     "__version__",
     "register_codec",
 ]
 
 _RECORDS = frozenset(
     {
+        "Candidate",
         "Endpoint",
         "Finding",
         "Link",
@@ -123,6 +128,7 @@ _RECORDS = frozenset(
         "TopicAdded",
         "TopicInfo",
         "TopicRemoved",
+        "Way",
     }
 )
 

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
     from .codec.arrays import Array
     from .config import PathText, Settings
     from .discovery import Discovery
-    from .records import Finding, NodeStats, Peer, PublisherStats, ServiceInfo, SubscriberStats, TopicInfo
+    from .records import (
+        Finding,
+        NodeStats,
+        Peer,
+        PublisherStats,
+        ServiceInfo,
+        SubscriberStats,
+        TopicInfo,
+        Way,
+    )
     from .service import Service
     from .service.caller import CallStream
     from .service.exchange import Exchange
@@ -534,7 +543,15 @@ class Node(ClosingSlowly):
         """
         from .reports import findings
 
-        return findings(self._core, topic, peer)
+        return findings(self._core, self.discovery(), topic, peer)
+
+    def discovery(self) -> tuple[Way, ...]:
+        """How each way of finding others stands: "shm", "mdns" and "peers", on or off, when it last heard of
+        somebody, and what hinders it."""
+        from .reports import meeting_way
+
+        found = self._discovery.status() if self._discovery is not None else _no_network()
+        return (meeting_way(self._core), *found)
 
     def stats(self) -> NodeStats:
         """Counts over all publishers and subscribers; still works after close()."""
@@ -879,6 +896,13 @@ def _discover(core: Any, settings: Settings) -> Discovery | None:
     from .discovery import Discovery
 
     return Discovery(core, settings)
+
+
+def _no_network() -> tuple[Way, ...]:
+    from .discovery import NO_NETWORK
+    from .records import Way
+
+    return tuple(Way(name, on=False, reason=NO_NETWORK) for name in ("mdns", "peers"))
 
 
 def _make_peer(peer: PeerTuple) -> Peer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 __all__ = [
+    "Candidate",
     "Endpoint",
     "Event",
     "Finding",
@@ -25,6 +26,7 @@ __all__ = [
     "TopicAdded",
     "TopicInfo",
     "TopicRemoved",
+    "Way",
 ]
 
 
@@ -307,6 +309,46 @@ class PathChanged:
 
 Event: TypeAlias = "PeerJoined | PeerLeft | PeerRefused | TopicAdded | TopicRemoved | PathChanged"
 """What `node.watch()` gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Somebody who was found, or looked for, by one way of discovery, and may be a peer."""
+
+    name: str
+    """A string of `peers` as given, or a node's id."""
+    addresses: tuple[tuple[str, int], ...] = ()
+    """Where it may be reached: (address, port)."""
+    heard_ns: int | None = None
+    """When it was last heard of, by `time.time_ns()`; None if never."""
+    error: str | None = None
+    """Why it has no address, or why these are not fresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of discovery, and how it stands."""
+
+    name: str
+    """ "shm", "mdns" or "peers"."""
+    on: bool
+    """Whether it works, or tries to."""
+    reason: str = ""
+    """Why it is off."""
+    heard_ns: int | None = None
+    """When it last heard of somebody else, by `time.time_ns()`; None if never."""
+    error: str | None = None
+    """What hinders it now."""
+    interfaces: tuple[str, ...] = ()
+    """Where mDNS is spoken."""
+    deaf: tuple[str, ...] = ()
+    """Those of them where not even one's own packets are heard: a firewall, or no multicast."""
+    addresses: tuple[str, ...] = ()
+    """What this node announces; of "shm" the directories where it meets neighbours."""
+    candidates: tuple[Candidate, ...] = ()
+    """Who was found."""
+    ignored: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What was heard and not followed, by cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .records import (
+    Candidate,
     Endpoint,
     Finding,
     Link,
@@ -15,6 +16,7 @@ from .records import (
     ServiceInfo,
     SubscriberStats,
     TopicInfo,
+    Way,
 )
 
 if TYPE_CHECKING:
@@ -23,7 +25,15 @@ if TYPE_CHECKING:
     from ._vbus import Publisher as CorePublisher
     from ._vbus import Subscriber as CoreSubscriber
 
-__all__ = ["findings", "node_stats", "publisher_stats", "service_infos", "subscriber_stats", "topic_infos"]
+__all__ = [
+    "findings",
+    "meeting_way",
+    "node_stats",
+    "publisher_stats",
+    "service_infos",
+    "subscriber_stats",
+    "topic_infos",
+]
 
 
 def topic_infos(core: CoreNode) -> list[TopicInfo]:
@@ -58,8 +68,12 @@ def service_infos(core: CoreNode) -> list[ServiceInfo]:
     ]
 
 
-def findings(core: CoreNode, topic: str | None, peer: Peer | str | None) -> list[Finding]:
+def findings(
+    core: CoreNode, ways: tuple[Way, ...], topic: str | None, peer: Peer | str | None
+) -> list[Finding]:
     """What `explain` returns: everything, or what is about one topic or one peer."""
+    from .discovery.troubles import troubles
+
     peers = _peers(core)
     wanted = peer.id if isinstance(peer, Peer) else peer
     found: list[Finding] = []
@@ -67,6 +81,8 @@ def findings(core: CoreNode, topic: str | None, peer: Peer | str | None) -> list
         known = peers.get(who)
         if wanted is None or wanted in (who, known.name if known else None):
             found.append(Finding(known or who, about, path, verdict, reason, remedy))
+    hindered = troubles(ways, Peer(*core.self_tuple()))
+    found += [its for its in hindered if wanted is None or wanted in _names(its.peer)]
     if wanted is not None and not found:
         reason = f"none of the {len(peers) - 1} connected peers and no stranger is known by this name"
         remedy = "look at `vbus nodes`; check its domain, its secret and its directories"
@@ -92,6 +108,27 @@ def subscriber_stats(subscriber: CoreSubscriber[Any]) -> SubscriberStats:
     counts["links"] = _links(counts["links"])
     counts.setdefault("callback_errors", 0)
     return SubscriberStats(**counts)
+
+
+def meeting_way(core: CoreNode) -> Way:
+    """How the meeting directories stand."""
+    directories = core.directory_tuples()
+    near = [Peer(*its) for its in core.peer_tuples() if its[5] == "shm"]
+    usable = tuple(path for path, error in directories if error is None)
+    errors = "; ".join(error for _, error in directories if error is not None)
+    return Way(
+        "shm",
+        on=bool(usable),
+        reason="" if directories else 'shm is "off", or discovery does not have "shm"',
+        heard_ns=max((its.since_ns for its in near), default=None),
+        error=errors or None,
+        addresses=usable,
+        candidates=tuple(Candidate(its.id, (), its.since_ns) for its in near),
+    )
+
+
+def _names(peer: Peer | str) -> tuple[str, ...]:
+    return (peer.id, peer.name) if isinstance(peer, Peer) else (peer,)
 
 
 def _peers(core: CoreNode) -> dict[str, Peer]:

@@ -10,8 +10,9 @@ use vbus_core::base::descriptor::SignalMask;
 use vbus_core::base::fork::Generation;
 use vbus_core::base::id::Id;
 use vbus_core::base::notice::Level;
-use vbus_core::bus::{NetworkConfig, NodeConfig, Secret, TopicEntry, TopicMismatch, TopicPoint};
+use vbus_core::bus::{NetworkConfig, NodeConfig, Secret, Survey, TopicEntry, TopicMismatch, TopicPoint};
 use vbus_core::shm::meeting;
+use vbus_core::udp::BUFFER_BYTES;
 
 use crate::convert::{dropped_dict, peer_tuple, qos_dict};
 use crate::ear::News;
@@ -187,6 +188,18 @@ impl Node {
         Ok(tuples.collect())
     }
 
+    /// How things stand on the network; `None` without one.
+    fn survey_dict<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let inner = self.open(py)?;
+        py.detach(|| inner.survey()).map(|survey| survey_dict(py, &survey)).transpose()
+    }
+
+    /// Meeting directories, and why one cannot be used.
+    fn directory_tuples(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>)>> {
+        let found = self.open(py)?.directories().into_iter();
+        Ok(found.map(|(path, why)| (path.display().to_string(), why)).collect())
+    }
+
     #[pyo3(signature = (endpoints=false))]
     fn watch(&self, py: Python<'_>, endpoints: bool) -> PyResult<Watch> {
         let watch = self.inner(py)?.watch(endpoints).map_err(|error| from_node(py, &error))?;
@@ -277,6 +290,18 @@ fn topic_dict<'py>(py: Python<'py>, topic: &TopicEntry) -> PyResult<Bound<'py, P
     dict.set_item("rate", topic.rate)?;
     dict.set_item("bytes_per_second", topic.bytes_per_second)?;
     dict.set_item("mismatches", topic.mismatches.iter().map(mismatch).collect::<Vec<_>>())?;
+    Ok(dict)
+}
+
+fn survey_dict<'py>(py: Python<'py>, survey: &Survey) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("buffers_asked", BUFFER_BYTES)?;
+    dict.set_item("receive_buffer", survey.buffers.receive)?;
+    dict.set_item("send_buffer", survey.buffers.send)?;
+    dict.set_item("uncut", survey.socket.uncut)?;
+    dict.set_item("forged", survey.endpoint.forged)?;
+    dict.set_item("malformed", survey.endpoint.malformed)?;
+    dict.set_item("received", survey.endpoint.datagrams_received)?;
     Ok(dict)
 }
 

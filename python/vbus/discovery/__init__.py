@@ -8,7 +8,7 @@ responder.py      mDNS: python-zeroconf, following interfaces as they come and g
 heard.py          mDNS: who announces itself, bounded, told to the core
 announcement.py   mDNS: what a node says of itself
 interfaces.py     the interfaces of this host, and which of them are meant
-status.py         the records that tell how it stands
+troubles.py       what hinders a way, as findings
 ```
 
 All ways end in one call, `core.add_peer(name, addresses, source)`; the core never calls Python. Discovery
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from vbus._vbus import Node as Core
     from vbus.config import Settings
+    from vbus.records import Way
 
     from .mdns import Mdns
     from .static import Static
-    from .status import Way
 
     Address: TypeAlias = tuple[str, int]
 
@@ -45,7 +45,7 @@ class Discovery:
         self._off: dict[str, str] = {}
         port = core.network_port()
         if port is None:
-            self._off = dict.fromkeys(("mdns", "peers"), 'there is no network: listen is "off"')
+            self._off = dict.fromkeys(("mdns", "peers"), NO_NETWORK)
             return
         for way in ("mdns", "peers"):
             if way not in settings.discovery:
@@ -80,10 +80,11 @@ class Discovery:
 
     def status(self) -> tuple[Way, ...]:
         """How each way over the network stands."""
-        from .status import Way
+        from vbus.records import Way
 
         ways = [way.status() for way in (self._mdns, self._static) if way is not None]
         return (*ways, *(Way(name, on=False, reason=why) for name, why in self._off.items()))
 
 
+NO_NETWORK = 'there is no network: listen is "off"'
 GOODBYE_SECONDS = 0.2

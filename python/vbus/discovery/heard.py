@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from vbus.records import Candidate
+
 from .announcement import VERSION, node_of, read
-from .status import Candidate
 
 if TYPE_CHECKING:
     from vbus._vbus import Node as Core

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from vbus._vbus import Node as Core
     from vbus.config import Settings
+    from vbus.records import Way
 
     from .heard import Heard
     from .responder import Responder
-    from .status import Way
 
 __all__ = ["Mdns"]
 
@@ -64,7 +64,7 @@ class Mdns:
 
     def status(self) -> Way:
         """How it stands."""
-        from .status import Way
+        from vbus.records import Way
 
         heard, responder = self._heard, self._responder
         if heard is None or responder is None:

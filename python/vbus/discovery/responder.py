@@ -73,7 +73,9 @@ class Responder:
     @property
     def deaf(self) -> tuple[str, ...]:
         """Interfaces where this node's own packets were not heard, though a system shows its own to itself: a
-        firewall, or no multicast."""
+        firewall, or no multicast. None as long as little was said there."""
+        if self._asked <= LISTENED_FOR:
+            return ()
         echoes = self._echoes.copy()
         return tuple(name for name, addresses in self._places.items() if not addresses & echoes)
 
@@ -370,6 +372,8 @@ class Gate(asyncio.DatagramProtocol):
 
 FIRST_QUESTIONS = (0.06, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds after coming somewhere new, and then from question to question."""
+LISTENED_FOR = 2
+"""So many questions after coming somewhere new, it is known whether they are heard: after a second."""
 ASK_SECONDS = 30.0
 """From question to question, later; a healed network is found so."""
 TTL_SECONDS = 1200

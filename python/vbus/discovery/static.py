@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from vbus._vbus import Node as Core
+    from vbus.records import Way
 
     from . import Address
-    from .status import Way
 
     Resolve: TypeAlias = Callable[[str, int], list[Address]]
 
@@ -95,7 +95,7 @@ class Static:
 
     def status(self) -> Way:
         """Each peer, its addresses, when it was last resolved, and what hinders it."""
-        from .status import Candidate, Way
+        from vbus.records import Candidate, Way
 
         errors = {name.peer: name.error for name in self._names}
         peers = {**dict.fromkeys(errors, ()), **self._found}

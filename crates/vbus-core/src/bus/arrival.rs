@@ -9,13 +9,15 @@ use super::interest;
 use super::node::NodeCore;
 use super::pair::{Pair, PeerInfo, reachable};
 use super::parting::{end_neighbour, leave_neighbour};
+use super::secret::{ONE_SECRET, OURS_MISSING, THEIRS_MISSING};
 use super::state::{Neighbour, State};
 use crate::base::id::Id;
 use crate::base::notice::Level;
+use crate::shm::meeting;
 use crate::transport::Connection;
 use crate::transport::handshake::Refusal;
-use crate::wire::control::cut_name;
-use crate::wire::far::Introduction;
+use crate::wire::control::{Message, cut_name};
+use crate::wire::far::{Far, Home, Introduction};
 use crate::wire::packet::Code;
 
 /// A far node that proved who it is.
@@ -58,6 +60,8 @@ pub(super) fn meet_far(
     });
     let pair = Pair::far(peer, connection, Arc::clone(&core.wake));
     rtt.inspect(|&rtt| pair.set_rtt(rtt));
+    let directories = state.meetings.iter().map(|its| its.path().display().to_string());
+    pair.send(&Message::Far(Far::Home(Home::new(meeting::machine(), directories))), &[]);
     for publisher in state.publishers.values() {
         pair.send(&interest::announce_publisher(publisher), &[]);
     }
@@ -100,21 +104,13 @@ pub(super) fn note_refusal(core: &NodeCore, state: &mut State, address: SocketAd
             "it speaks another version of the protocol".to_owned(),
             "install the same release of vbus on both sides".to_owned(),
         ),
-        Code::SecretMissing if core.secret.is_some() => (
-            "refused",
-            "it has no secret, and we have one".to_owned(),
-            "give both nodes the same VBUS_SECRET".to_owned(),
-        ),
-        Code::SecretMissing => (
-            "refused",
-            "it has a secret, and we have none".to_owned(),
-            "give both nodes the same VBUS_SECRET".to_owned(),
-        ),
-        Code::WrongSecret => (
-            "refused",
-            "its secret is another than ours".to_owned(),
-            "give both nodes the same VBUS_SECRET".to_owned(),
-        ),
+        Code::SecretMissing if core.secret.is_some() => {
+            ("refused", "it has no secret, and we have one".to_owned(), THEIRS_MISSING.to_owned())
+        }
+        Code::SecretMissing => {
+            ("refused", "it has a secret, and we have none".to_owned(), OURS_MISSING.to_owned())
+        }
+        Code::WrongSecret => ("refused", "its secret is another than ours".to_owned(), ONE_SECRET.to_owned()),
         Code::Strangers if core.net.as_ref().is_some_and(|net| net.is_open) => (
             "refused",
             "it lets in no strangers of other hosts, though we do".to_owned(),

@@ -20,6 +20,7 @@ use super::node::NodeCore;
 use super::pair::{Flushed, Pair, Received, receive_packet, send_greeting};
 use super::parting::{end_neighbour, end_the_cut, leave_the_network};
 use super::remote::Remote;
+use super::secret::ONE_SECRET;
 use super::state::{Neighbour, State};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
@@ -389,9 +390,7 @@ fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
             ("off", format!("it is of domain {domain:?}"), remedy)
         }
         Why::Refused(reason, remedy) => ("refused", reason, remedy.to_owned()),
-        Why::RefusedByThem(reason) => {
-            ("refused", format!("it refused us: {reason}"), "give both nodes the same VBUS_SECRET".into())
-        }
+        Why::RefusedByThem(reason) => ("refused", format!("it refused us: {reason}"), ONE_SECRET.to_owned()),
         Why::Nonsense(reason) => {
             core.notices.tell(Level::Debug, &format!("nonsense {reason}"), || {
                 format!("{who} was turned away: {reason}")

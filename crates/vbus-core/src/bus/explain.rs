@@ -7,7 +7,9 @@ use super::node::NodeCore;
 use super::pair::PeerInfo;
 use super::publisher::monotonic_ns;
 use super::state::{Neighbour, State};
-use super::topic;
+use super::survey::Survey;
+use super::topics::TopicMismatch;
+use super::{topic, ways};
 use crate::base::id::Id;
 
 /// Publishers that wait for less are on their way.
@@ -24,7 +26,7 @@ pub struct Finding {
     pub path: &'static str,
     /// The topic that it is about; `None` for all.
     pub topic: Option<String>,
-    /// `used`, `refused`, `off`.
+    /// `used`, `standby`, `failed`, `refused`, `off`.
     pub verdict: &'static str,
     /// Why.
     pub reason: String,
@@ -33,6 +35,11 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Of a way to a peer as a whole.
+    pub(super) fn of(peer: Id, verdict: &'static str, reason: String, remedy: String) -> Self {
+        Self { verdict, remedy, ..Self::used(peer, None, reason) }
+    }
+
     fn used(peer: Id, topic: Option<&str>, reason: String) -> Self {
         Self {
             peer: Some(peer),
@@ -52,13 +59,21 @@ impl Finding {
 }
 
 /// Everything that is known, of all topics, or of those that match one topic or pattern.
-pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
-    // A name that is in no directory any more belongs to nobody who could be let in.
+pub(super) fn findings(core: &NodeCore, survey: Option<&Survey>, only: Option<&str>) -> Vec<Finding> {
+    // Before the lock: it takes a moment.
+    let unreached =
+        survey.map(|survey| ways::unreached(survey, |name| core.is_peer(name))).unwrap_or_default();
     let mut state = core.state.lock();
+    // A name that is in no directory any more belongs to nobody who could be let in.
     state.forget_strangers_that_left();
-    let mut found: Vec<Finding> = state.peers().map(|neighbour| connected(neighbour, only)).collect();
+    let mut found = Vec::new();
+    for neighbour in state.peers() {
+        found.push(connected(neighbour, survey, only));
+        found.extend(ways::other_ways(core, &state, neighbour, survey));
+    }
     found.extend(strangers(&state));
-    found.extend(unreached(core));
+    found.extend(unreached);
+    found.extend(ways::nowhere_to_meet(core, &state));
     found.extend(waiting(core, &state, only));
     found.extend(mismatches(core, &state, only));
     found.extend(only.and_then(|topic| one_sided(core, &state, topic)));
@@ -66,13 +81,12 @@ pub(super) fn findings(core: &NodeCore, only: Option<&str>) -> Vec<Finding> {
 }
 
 /// A peer, and what it has to do with the topic.
-fn connected(neighbour: &Neighbour, only: Option<&str>) -> Finding {
+fn connected(neighbour: &Neighbour, survey: Option<&Survey>, only: Option<&str>) -> Finding {
     let peer = neighbour.pair.peer.id;
-    let used = |topic, reason| Finding { path: path_of(neighbour), ..Finding::used(peer, topic, reason) };
-    let way = match neighbour.pair.peer_now().rtt {
-        _ if neighbour.pair.connection().is_none() => "the two share memory".to_owned(),
-        Some(rtt) => format!("encrypted over UDP, round trip {:.3} ms", rtt.as_secs_f64() * 1e3),
-        None => "encrypted over UDP".to_owned(),
+    let (way, remedy) = ways::way_in_use(neighbour, survey);
+    let used = |topic, reason| Finding {
+        path: path_of(neighbour),
+        ..Finding::used(peer, topic, reason).with_remedy(remedy.clone())
     };
     let Some(topic) = only else { return used(None, way) };
     let publishes = neighbour.publishers.values().any(|its| topic::overlap(topic, &its.topic));
@@ -88,22 +102,6 @@ fn connected(neighbour: &Neighbour, only: Option<&str>) -> Finding {
 
 fn path_of(neighbour: &Neighbour) -> &'static str {
     neighbour.pair.peer.path.unwrap_or("shm")
-}
-
-/// Names that the user gave which lead to nobody.
-fn unreached(core: &NodeCore) -> Vec<Finding> {
-    let troubles = core.net.as_ref().map(|net| net.troubles()).unwrap_or_default();
-    let remedy = "start the node there, or correct `peers`; UDP must pass in both directions";
-    let finding = |(address, reason): (String, String)| Finding {
-        peer: None,
-        address,
-        path: "udp",
-        topic: None,
-        verdict: "failed",
-        reason,
-        remedy: remedy.to_owned(),
-    };
-    troubles.into_iter().map(finding).collect()
 }
 
 /// Nodes that may not join, or are elsewhere.
@@ -137,7 +135,10 @@ fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
             waited as f64 / 1e9,
             owner.name
         );
-        let remedy = format!("let {:?} read faster, raise `depth`, or let `on_full` drop", owner.name);
+        let remedy = format!(
+            "let {:?} read faster, raise `depth`, or let it drop: node.subscriber({topic:?}, on_full=\"drop_oldest\")",
+            owner.name
+        );
         let path = owner.path.or(publisher.path).unwrap_or("shm");
         found.push(Finding { path, ..Finding::used(owner.id, Some(topic), reason).with_remedy(remedy) });
     };
@@ -181,14 +182,24 @@ fn mismatches(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding
             let subscriber = owners.get(&its.subscriber).map_or(core.info.id, |owner| owner.id);
             let peer = publishers.get(&its.publisher).copied().unwrap_or(subscriber);
             let reason = format!("{} differs: offered {}, asked {}", its.field, its.offered, its.asked);
-            let mut finding =
-                Finding::used(peer, Some(&its.topic), reason).with_remedy("give both sides the same");
+            let mut finding = Finding::used(peer, Some(&its.topic), reason).with_remedy(same(its));
             if !its.connects {
                 finding.verdict = "refused";
             }
             finding
         })
         .collect()
+}
+
+/// How both sides of a mismatch get the same.
+fn same(its: &TopicMismatch) -> String {
+    let TopicMismatch { topic, field, asked, .. } = its;
+    if !its.connects {
+        return format!("give both sides the same type, or the subscriber none: node.subscriber({topic:?})");
+    }
+    let is_plain = asked.parse::<f64>().is_ok() || ["True", "False", "None"].contains(&asked.as_str());
+    let value = if is_plain { asked.clone() } else { format!("{asked:?}") };
+    format!("offer what is asked for: node.publisher({topic:?}, {field}={value})")
 }
 
 /// A topic or pattern that has publishers or subscribers only, or neither.

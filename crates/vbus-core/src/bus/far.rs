@@ -98,6 +98,7 @@ pub(super) fn on_far(core: &Arc<NodeCore>, state: &mut State, peer: Id, far: Far
                 mirror.report();
             }
         }
+        Far::Home(home) => neighbour.home = Some(home),
         Far::AskFigures => tell_figures(core, state, &pair),
         Far::Figures { counter, rate_milli, bytes_per_second, encoding, blocked } => {
             if neighbour.figures.len() >= FIGURES_MAX && !neighbour.figures.contains_key(&counter) {

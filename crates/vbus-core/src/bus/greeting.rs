@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::pair::PeerInfo;
-use super::secret::Secret;
+use super::secret::{ONE_SECRET, OURS_MISSING, Secret, THEIRS_MISSING};
 use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::wire::control::{Hello, Message, VERSION, cut};
@@ -101,8 +101,8 @@ impl Greeting {
             // Our hello tells them why.
             return Step::End(answer, Why::OtherDomain(hello.domain.clone()));
         }
-        if let Some((reason, remedy)) = refusal(own, hello) {
-            answer.push(Message::Refused { reason: cut(&reason) });
+        if let Some((reason, to_them, remedy)) = refusal(own, hello) {
+            answer.push(Message::Refused { reason: cut(&to_them) });
             return Step::End(answer, Why::Refused(reason, remedy));
         }
         answer.push(Message::Proof(own.secret.map_or_else(Vec::new, |secret| {
@@ -120,7 +120,7 @@ impl Greeting {
         if !proved {
             let reason = "its secret is another than ours".to_owned();
             let to_them = Message::Refused { reason: "your secret is another than ours".into() };
-            return Step::End(vec![to_them], Why::Refused(reason, "give both nodes the same VBUS_SECRET"));
+            return Step::End(vec![to_them], Why::Refused(reason, ONE_SECRET));
         }
         self.proved = true;
         if own.info.id < hello.id { Step::Decide(Vec::new()) } else { Step::Answer(Vec::new()) }
@@ -143,17 +143,19 @@ impl Greeting {
     }
 }
 
-/// Why we do not talk to this one, and what to do about it.
-fn refusal(own: &Own<'_>, hello: &Hello) -> Option<(String, &'static str)> {
+/// Why we do not talk to this one, as we and as they see it, and what to do about it.
+fn refusal(own: &Own<'_>, hello: &Hello) -> Option<(String, String, &'static str)> {
     if hello.version != VERSION {
         let reason =
             format!("protocol {} does not talk to {VERSION} (vbus {})", hello.version, hello.release);
-        return Some((reason, "install the same release of vbus on both sides"));
+        return Some((reason.clone(), reason, "install the same release of vbus on both sides"));
     }
-    (own.secret.is_some() != hello.secured).then(|| {
-        let reason = "one of the two nodes has a secret, the other has none".to_owned();
-        (reason, "give both nodes the same VBUS_SECRET, or neither")
-    })
+    let (with, without) = ("it has a secret, and we have none", "it has no secret, and we have one");
+    match (own.secret.is_some(), hello.secured) {
+        (true, false) => Some((without.to_owned(), with.to_owned(), THEIRS_MISSING)),
+        (false, true) => Some((with.to_owned(), without.to_owned(), OURS_MISSING)),
+        _ => None,
+    }
 }
 
 fn name_of(message: &Message) -> String {

@@ -1,7 +1,6 @@
 //! What the threads of a node and its driver share about the network: links that the driver reads, orders to it,
 //! and who waits until everything is with the others.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +9,7 @@ use super::forward::FarLink;
 use super::ground::Ground;
 use super::interest;
 use super::mirror::Mirror;
+use super::survey::Surveys;
 use crate::base::atomics::{AtomicU32, Ordering};
 use crate::base::id::Id;
 use crate::base::lock::Mutex;
@@ -57,6 +57,8 @@ pub(super) enum Order {
     Close(Arc<FarLink>),
     /// A peer is none any more.
     Leave(Connection),
+    /// Somebody wants to know how things stand.
+    Survey,
 }
 
 pub(super) struct Net {
@@ -74,8 +76,7 @@ pub(super) struct Net {
     unflushed: AtomicU32,
     /// Where the node can be reached.
     addresses: Mutex<Vec<String>>,
-    /// Names that the user gave which lead to nobody, and why.
-    troubles: Mutex<BTreeMap<String, String>>,
+    pub(super) surveys: Surveys,
 }
 
 impl Net {
@@ -93,7 +94,7 @@ impl Net {
             flushing: AtomicU32::new(0),
             unflushed: AtomicU32::new(0),
             addresses: Mutex::new(ground.whereabouts.addresses().to_vec()),
-            troubles: Mutex::default(),
+            surveys: Surveys::default(),
         }))
     }
 
@@ -184,21 +185,6 @@ impl Net {
     /// It is elsewhere.
     pub(super) fn set_addresses(&self, addresses: &[String]) {
         *self.addresses.lock() = addresses.to_vec();
-    }
-
-    /// A name leads to nobody.
-    pub(super) fn trouble(&self, name: &str, why: String) {
-        self.troubles.lock().insert(name.to_owned(), why);
-    }
-
-    /// It does now.
-    pub(super) fn no_trouble(&self, name: &str) {
-        self.troubles.lock().remove(name);
-    }
-
-    /// Names that lead to nobody, and why.
-    pub(super) fn troubles(&self) -> Vec<(String, String)> {
-        self.troubles.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
     }
 
     /// Topics whose reliable samples are not all with their subscribers' nodes, with how many peers miss some.

@@ -24,6 +24,7 @@ use super::secret::Secret;
 use super::state::{Neighbour, State};
 use super::stats::NodeStats;
 use super::subscriber::{Subscriber, SubscriberCore};
+use super::survey::Survey;
 use super::topic::{self, TopicError};
 use super::topics::{TopicEntry, TopicMismatch};
 use crate::base::atomics::{AtomicU32, AtomicU64, Ordering};
@@ -137,6 +138,9 @@ pub struct Node {
 
 pub(crate) struct NodeCore {
     pub(super) info: Arc<PeerInfo>,
+    /// Where neighbours were to be met, and where that cannot be, with the reason.
+    pub(super) directories: Vec<PathBuf>,
+    pub(super) unusable: Vec<Unusable>,
     pub(super) domain: String,
     pub(super) secret: Option<Secret>,
     pub(super) budget: Arc<Budget>,
@@ -165,8 +169,8 @@ impl Node {
     pub fn open(config: NodeConfig) -> Result<Self, NodeError> {
         let ground = config.network.as_ref().map(|network| Ground::lay(&config, network)).transpose()?;
         let id = ground.as_ref().map_or_else(Id::random, Ground::id);
-        let meetings = join_all(&config, id)?;
-        let core = NodeCore::new(config, id, ground.as_ref())?;
+        let (meetings, unusable) = join_all(&config, id)?;
+        let core = NodeCore::new(config, unusable, id, ground.as_ref())?;
         driver::watch_meetings(&core, &meetings)?;
         driver::meet(&core, meetings);
         let remote = ground.and_then(|ground| Remote::new(&core, ground));
@@ -319,7 +323,20 @@ impl Node {
     /// Why nodes talk or not, and what keeps samples from getting through, of all topics or of one.
     pub fn findings(&self, topic: Option<&str>) -> Vec<Finding> {
         self.core.ask_far(&Message::Far(Far::AskFigures));
-        explain::findings(&self.core, topic)
+        explain::findings(&self.core, self.survey().as_deref(), topic)
+    }
+
+    /// How things stand on the network; `None` without one.
+    pub fn survey(&self) -> Option<Arc<Survey>> {
+        let net = self.core.net.as_ref()?;
+        net.surveys.ask(|| self.core.order(Order::Survey), Instant::now() + MEETING_TIME)
+    }
+
+    /// The directories that were to be used, and why one of them is not.
+    pub fn directories(&self) -> Vec<(PathBuf, Option<String>)> {
+        let unusable = |path: &PathBuf| self.core.unusable.iter().find(|its| its.path == *path);
+        let stands = |path: &PathBuf| (path.clone(), unusable(path).map(|its| its.why.clone()));
+        self.core.directories.iter().map(stands).collect()
     }
 
     /// Subscribers, near and far, whose topic begins with `prefix`.
@@ -399,21 +416,32 @@ fn check_shape(shape: &str) -> Result<(), NodeError> {
     if shape.len() > SHAPE_MAX { Err(NodeError::Shape { len: shape.len() }) } else { Ok(()) }
 }
 
+/// A directory where no neighbours can be met, and why.
+pub(super) struct Unusable {
+    pub(super) path: PathBuf,
+    pub(super) why: String,
+}
+
 /// Joins every usable directory; an unusable one is an error only if it was asked for.
-fn join_all(config: &NodeConfig, id: Id) -> Result<Vec<Meeting>, NodeError> {
-    let mut meetings = Vec::new();
+fn join_all(config: &NodeConfig, id: Id) -> Result<(Vec<Meeting>, Vec<Unusable>), NodeError> {
+    let (mut meetings, mut unusable) = (Vec::new(), Vec::new());
     for directory in &config.directories {
         match Meeting::join_as(directory, true, id) {
             Ok(meeting) => meetings.push(meeting),
             Err(error) if config.required => return Err(error.into()),
-            Err(_) => {}
+            Err(error) => unusable.push(Unusable { path: directory.clone(), why: error.to_string() }),
         }
     }
-    Ok(meetings)
+    Ok((meetings, unusable))
 }
 
 impl NodeCore {
-    fn new(config: NodeConfig, id: Id, ground: Option<&Ground>) -> Result<Arc<Self>, NodeError> {
+    fn new(
+        config: NodeConfig,
+        unusable: Vec<Unusable>,
+        id: Id,
+        ground: Option<&Ground>,
+    ) -> Result<Arc<Self>, NodeError> {
         let net = ground.map(Net::new).transpose()?;
         let limit = if config.memory == 0 { memory::machine_bytes() / 4 } else { config.memory };
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -434,6 +462,8 @@ impl NodeCore {
         let pidfd = rustix::process::pidfd_open(itself, rustix::process::PidfdFlags::empty());
         Ok(Arc::new(Self {
             info: Arc::new(info),
+            directories: config.directories,
+            unusable,
             domain: config.domain,
             secret: config.secret,
             budget: Budget::new(limit),
@@ -451,6 +481,11 @@ impl NodeCore {
             local_links: AtomicU32::new(1),
             born: fork::Generation::now(),
         }))
+    }
+
+    /// Whether a name is the id of a peer.
+    pub(super) fn is_peer(&self, name: &str) -> bool {
+        Id::read(name).is_some_and(|id| self.state.lock().neighbours.contains_key(&id))
     }
 
     fn lock_open(&self) -> Result<MutexGuard<'_, State>, NodeError> {

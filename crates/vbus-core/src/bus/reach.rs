@@ -4,6 +4,7 @@
 //! peer is there, and are tried again as soon as it falls silent or is lost: so a peer that has a second way is found
 //! by it, and one that comes back, at an address where it has been, is met again whichever side could reach the other.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -45,12 +46,16 @@ pub(super) struct Targets {
     /// When something is to be tried, unless something changed since that was reckoned.
     next: Option<Time>,
     is_stale: bool,
+    /// Connections that are given up, because who is there shares memory with us.
+    near: HashMap<Connection, Id>,
 }
 
 struct Target {
     name: String,
     /// How it was found.
     source: String,
+    /// When it was heard of last.
+    heard: Time,
     places: Vec<Place>,
     /// Since when a peer that was met is lost.
     lost: Option<Time>,
@@ -60,6 +65,25 @@ struct Place {
     address: SocketAddr,
     stage: Stage,
     tries: u32,
+    /// The last attempt was answered by nobody.
+    is_unanswered: bool,
+    /// Who is there shares memory with us.
+    near: Option<Id>,
+}
+
+/// A name that leads to nobody so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// As the user wrote it, or its id.
+    pub name: String,
+    /// How it was found.
+    pub source: String,
+    /// How long ago it was heard of.
+    pub heard: Duration,
+    /// Where it was tried.
+    pub addresses: Vec<SocketAddr>,
+    /// How often, at the address that was tried most.
+    pub tries: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,20 +109,21 @@ pub(super) enum Outcome {
 
 impl Targets {
     /// Something may be reached at these addresses, too.
-    pub(super) fn add(&mut self, name: String, source: String, addresses: &[SocketAddr]) {
+    pub(super) fn add(&mut self, name: String, source: String, addresses: &[SocketAddr], now: Time) {
         let found = self.all.iter().position(|its| its.name == name && its.source == source);
         let at = match found {
             Some(at) => at,
             None if self.all.iter().filter(|its| its.source != MET).count() >= TARGETS_MAX => return,
             None => {
-                self.all.push(Target { name, source, places: Vec::new(), lost: None });
+                self.all.push(Target { name, source, heard: now, places: Vec::new(), lost: None });
                 self.all.len() - 1
             }
         };
+        self.all[at].heard = now;
         let places = &mut self.all[at].places;
         for &address in addresses {
             if places.len() < ADDRESSES_MAX && places.iter().all(|place| place.address != address) {
-                places.push(Place { address, stage: Stage::Waiting(Time::ZERO), tries: 0 });
+                places.push(Place::new(address, Stage::Waiting(Time::ZERO)));
             }
         }
         self.is_stale = true;
@@ -119,15 +144,15 @@ impl Targets {
         let Some(seen): Option<SocketAddr> = known.next() else { return };
         // Without a secret only who came over loopback may in, and who did is found there.
         let known = known.filter(|its| !seen.ip().is_loopback() && is_of_a_site(its.ip()));
-        let place = |(address, stage)| Place { address, stage, tries: 0 };
-        let rest = known.map(|address| (address, Stage::Resting(now + PAUSE_NEEDLESS)));
-        let places = std::iter::once((seen, Stage::Met(connection))).chain(rest).map(place).collect();
+        let rest = known.map(|address| Place::new(address, Stage::Resting(now + PAUSE_NEEDLESS)));
+        let places = std::iter::once(Place::new(seen, Stage::Met(connection))).chain(rest).collect();
         if self.all.iter().filter(|its| its.source == MET).count() >= MET_MAX {
             let longest = self.all.iter().filter_map(|its| its.lost).min();
             let Some(longest) = longest else { return };
             self.all.retain(|its| its.lost != Some(longest));
         }
-        self.all.push(Target { name: peer.to_string(), source: MET.into(), places, lost: None });
+        let (name, source) = (peer.to_string(), MET.into());
+        self.all.push(Target { name, source, heard: now, places, lost: None });
         self.is_stale = true;
     }
 
@@ -212,11 +237,9 @@ impl Targets {
         self.is_stale = true;
     }
 
-    /// Whoever is there is a neighbour: memory beats the network.
-    pub(super) fn avoid(&mut self, connection: Connection) {
-        for place in self.places_mut().filter(|place| place.stage == Stage::Met(connection)) {
-            place.tries = TRIES_MAX;
-        }
+    /// Whoever is there is a neighbour: memory beats the network. Until the connection is lost, which is next.
+    pub(super) fn avoid(&mut self, connection: Connection, peer: Id) {
+        self.near.insert(connection, peer);
     }
 
     /// An attempt came to an end.
@@ -232,27 +255,50 @@ impl Targets {
 
     /// A connection is at an end.
     pub(super) fn on_lost(&mut self, connection: Connection, now: Time) {
+        let near = self.near.remove(&connection);
         for place in self.places_mut().filter(|place| place.stage == Stage::Met(connection)) {
-            place.stage = match place.tries {
-                TRIES_MAX => Stage::Waiting(now + PAUSE_NEEDLESS),
-                _ => Stage::Waiting(now + PAUSE_FIRST),
+            place.stage = match near {
+                Some(_) => Stage::Resting(now + PAUSE_NEEDLESS),
+                None => Stage::Waiting(now + PAUSE_FIRST),
             };
+            place.near = near;
         }
         self.is_stale = true;
     }
 
-    /// Names that an attempt is for.
-    pub(super) fn names_of(&self, attempt: Attempt) -> Vec<String> {
-        let tries = |target: &&Target| target.places.iter().any(|its| its.stage == Stage::Trying(attempt));
-        self.all.iter().filter(tries).map(|target| target.name.clone()).collect()
+    /// Names that were given or found, and that lead to nobody: none of their addresses answers.
+    pub(super) fn unanswered(&self, now: Time) -> Vec<Unanswered> {
+        let leads = |its: &Place| {
+            matches!(its.stage, Stage::Met(_) | Stage::Resting(_)) || its.tries > 0 && !its.is_unanswered
+        };
+        let is_vain = |target: &&Target| {
+            let mut places = target.places.iter();
+            target.source != MET && places.clone().any(|its| its.is_unanswered) && !places.any(leads)
+        };
+        let told = |target: &Target| {
+            let tried = target.places.iter().filter(|its| its.is_unanswered);
+            Unanswered {
+                name: target.name.clone(),
+                source: target.source.clone(),
+                heard: now.since(target.heard),
+                addresses: tried.clone().map(|its| its.address).collect(),
+                tries: tried.map(|its| its.tries).max().unwrap_or(0),
+            }
+        };
+        self.all.iter().filter(is_vain).map(told).collect()
     }
 
-    /// Those of them that were given or found, and that lead to nobody.
-    pub(super) fn vain_names_of(&self, attempt: Attempt) -> Vec<String> {
-        let tries = |target: &&Target| target.places.iter().any(|its| its.stage == Stage::Trying(attempt));
-        let leads = |its: &Place| matches!(its.stage, Stage::Met(_) | Stage::Resting(_));
-        let is_vain = |target: &&Target| target.source != MET && !target.places.iter().any(leads);
-        self.all.iter().filter(tries).filter(is_vain).map(|target| target.name.clone()).collect()
+    /// Addresses of nodes that could be reached there, and need not be: by id.
+    pub(super) fn standby(&self) -> Vec<(String, SocketAddr)> {
+        let of = |target: &Target, place: &Place| match place.near {
+            Some(id) => Some((id.to_string(), place.address)),
+            None if target.source == "mdns" => Some((target.name.clone(), place.address)),
+            None => None,
+        };
+        self.all
+            .iter()
+            .flat_map(|target| target.places.iter().filter_map(|place| of(target, place)))
+            .collect()
     }
 
     /// When there is something to try.
@@ -280,14 +326,17 @@ impl Stage {
 }
 
 impl Place {
+    fn new(address: SocketAddr, stage: Stage) -> Self {
+        Self { address, stage, tries: 0, is_unanswered: false, near: None }
+    }
+
     /// An attempt to reach somebody here came to an end. `sought`: for so long a peer that was here is lost.
     fn conclude(&mut self, outcome: Outcome, now: Time, sought: Option<Duration>) {
         self.tries += 1;
+        self.is_unanswered = outcome == Outcome::Unanswered;
         self.stage = match outcome {
             Outcome::Met(connection) => {
-                if self.tries < TRIES_MAX {
-                    self.tries = 0;
-                }
+                (self.tries, self.near) = (0, None);
                 Stage::Met(connection)
             }
             Outcome::Unanswered => {
@@ -350,7 +399,7 @@ mod tests {
     #[test]
     fn all_addresses_of_a_name_are_tried_at_once() {
         let mut targets = Targets::default();
-        targets.add("name".into(), "mdns".into(), &[address(HOME), address(SECOND)]);
+        targets.add("name".into(), "mdns".into(), &[address(HOME), address(SECOND)], at(0));
         assert_eq!(due(&mut targets, at(0)), [address(HOME), address(SECOND)]);
         assert_eq!(targets.timeout(), None);
     }
@@ -385,14 +434,33 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_address_of_a_name_that_leads_to_somebody_is_no_trouble() {
+    fn a_name_is_unanswered_while_none_of_its_addresses_says_anything() {
         let mut targets = Targets::default();
-        targets.add("name".into(), "peers".into(), &[address(HOME), address(SECOND)]);
+        targets.add("name".into(), "peers".into(), &[address(HOME), address(SECOND)], at(0));
         targets.began(address(HOME), Attempt(1));
         targets.began(address(SECOND), Attempt(2));
-        assert_eq!(targets.vain_names_of(Attempt(2)), ["name"]);
+        assert_eq!(targets.unanswered(at(0)), [], "nobody had time to answer");
+        targets.on_outcome(Attempt(2), Outcome::Unanswered, at(0));
+        let [told] = &targets.unanswered(at(3000))[..] else { panic!("one name") };
+        assert_eq!((&*told.name, &told.addresses[..], told.tries), ("name", &[address(SECOND)][..], 1));
+        assert_eq!(told.heard, Duration::from_secs(3));
         targets.on_outcome(Attempt(1), Outcome::Met(Connection(1)), at(0));
-        assert_eq!(targets.vain_names_of(Attempt(2)), [] as [&str; 0]);
+        assert_eq!(targets.unanswered(at(0)), [], "somebody is there");
+    }
+
+    /// It was reached ten times a second, for ever.
+    #[test]
+    fn who_turns_out_to_be_near_is_left_alone_and_on_standby() {
+        let mut targets = Targets::default();
+        targets.add("name".into(), "peers".into(), &[address(HOME)], at(0));
+        targets.began(address(HOME), Attempt(1));
+        let (connection, peer) = (Connection(7), Id::from_bytes([3; 16]));
+        targets.avoid(connection, peer);
+        targets.on_outcome(Attempt(1), Outcome::Met(connection), at(0));
+        targets.on_lost(connection, at(0));
+        assert_eq!(due(&mut targets, at(5000)), []);
+        assert_eq!(targets.standby(), [(peer.to_string(), address(HOME))]);
+        assert_eq!(due(&mut targets, at(60_000)), [address(HOME)], "unless it is near no more");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::publisher::monotonic_ns;
 use super::pump::{Flow, Pump};
 use super::reach::{Outcome, Targets};
 use super::spin::{self, Spin};
+use super::survey::Survey;
 use super::traffic::Traffic;
 use super::whereabouts::Whereabouts;
 use crate::base::atomics::{Ordering, fence};
@@ -280,11 +281,11 @@ impl Remote {
     fn follow_orders(&mut self) {
         for order in self.net.take_orders() {
             match order {
-                Order::Reach { name, addresses, source } => self.targets.add(name, source, &addresses),
-                Order::Unreach { name, source } => {
-                    self.targets.remove(&name, &source);
-                    self.net.no_trouble(&name);
+                Order::Reach { name, addresses, source } => {
+                    self.targets.add(name, source, &addresses, now());
                 }
+                Order::Unreach { name, source } => self.targets.remove(&name, &source),
+                Order::Survey => self.net.surveys.on_answer(self.survey()),
                 Order::Accept(connection, mirror) => {
                     self.traffic.add_incoming(connection, Arc::clone(&mirror));
                     let (stream, spec) = (mirror.stream, mirror.spec());
@@ -439,17 +440,15 @@ impl Remote {
                     Some(pair) => {
                         let peer = &pair.peer;
                         self.targets.remember(peer.id, connection, &peer.addresses, now());
-                        self.net.no_trouble(&peer.id.to_string());
                         self.pairs.insert(connection, pair);
                     }
                     None => {
-                        self.targets.avoid(connection);
+                        self.targets.avoid(connection, peer);
                         self.net.order(Order::Leave(connection));
                     }
                 }
             }
             Event::Reached { attempt, connection } => {
-                self.targets.names_of(attempt).iter().for_each(|name| self.net.no_trouble(name));
                 self.targets.on_outcome(attempt, Outcome::Met(connection), now());
             }
             Event::Failed { attempt, address, refusal } => {
@@ -458,17 +457,6 @@ impl Remote {
                     Some(refusal) if refusal.code == Code::Oneself => Outcome::Own,
                     Some(_) => Outcome::Refused,
                 };
-                match &refusal {
-                    None => {
-                        for name in self.targets.vain_names_of(attempt) {
-                            self.net.trouble(&name, format!("nobody answers at {address}"));
-                        }
-                    }
-                    // That is a finding of its own.
-                    Some(_) => {
-                        self.targets.names_of(attempt).iter().for_each(|name| self.net.no_trouble(name));
-                    }
-                }
                 self.targets.on_outcome(attempt, outcome, now());
                 if let Some(refusal) = refusal {
                     note_refusal(&core, &mut core.state.lock(), address, &refusal);
@@ -537,6 +525,21 @@ impl Remote {
     }
 
     // ---- what others want to know ---------------------------------------------------------------
+
+    /// How things stand.
+    fn survey(&self) -> Survey {
+        let path = |(connection, pair): (&Connection, &Arc<Pair>)| {
+            Some((pair.peer.id, self.endpoint.connection_stats(*connection)?))
+        };
+        Survey {
+            buffers: self.pump.socket().buffers(),
+            socket: self.pump.socket().counts(),
+            endpoint: self.endpoint.stats(),
+            paths: self.pairs.iter().filter_map(path).collect(),
+            unanswered: self.targets.unanswered(now()),
+            standby: self.targets.standby(),
+        }
+    }
 
     fn tell(&mut self) {
         self.traffic.pause_filling();

@@ -6,6 +6,15 @@ use sha2::{Digest, Sha256};
 
 use crate::base::id::Id;
 
+/// How two nodes get one secret. `unset`: both variables at once are an error.
+pub(super) const ONE_SECRET: &str = "give both nodes the same VBUS_SECRET: `vbus keygen > ~/.vbus.secret` once, copy \
+     that file, and on both sides `unset VBUS_SECRET; export VBUS_SECRET_FILE=~/.vbus.secret`";
+/// What to do where one side has none; ours is missing, or theirs.
+pub(super) const OURS_MISSING: &str = "here: export VBUS_SECRET='<the secret that it has>'; give both nodes the same \
+     VBUS_SECRET, or neither";
+pub(super) const THEIRS_MISSING: &str = "there: export VBUS_SECRET='<the secret that we have>'; give both nodes the \
+     same VBUS_SECRET, or neither";
+
 /// What `vbus keygen` writes before 64 hex digits.
 pub(super) const KEY_PREFIX: &str = "vbus1-";
 const PASSPHRASE_MIN: usize = 8;

@@ -25,6 +25,7 @@ use crate::shm::link::{ReturnPath, SegmentTable};
 use crate::shm::meeting::{self, Meeting};
 use crate::shm::segment::{Mapping, SegmentError};
 use crate::wire::control::{Announcement, LinkNumber};
+use crate::wire::far::Home;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -100,6 +101,8 @@ pub(super) struct Neighbour {
     /// Far: streams of our publishers to it, and of its publishers to us.
     pub(super) far_out: HashMap<u64, Arc<FarLink>>,
     pub(super) mirrors: HashMap<u64, Arc<Mirror>>,
+    /// Far: where it says it is.
+    pub(super) home: Option<Home>,
     /// Far: what its publishers counted when they were asked last, by counter.
     pub(super) figures: HashMap<u32, Figures>,
     /// The last `Sync` that it answered.
@@ -202,6 +205,7 @@ impl Neighbour {
             counters: None,
             far_out: HashMap::new(),
             mirrors: HashMap::new(),
+            home: None,
             figures: HashMap::new(),
             synced: 0,
             silent: false,

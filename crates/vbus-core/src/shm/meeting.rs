@@ -750,6 +750,11 @@ impl Inode {
     }
 }
 
+/// Which run of which kernel this is, as a number; 0 if it is not known.
+pub fn machine() -> u64 {
+    u64::from_str_radix(&Boot::read().0, 16).unwrap_or(0)
+}
+
 /// Which run of which kernel this is: the first 48 bits of its random `boot_id`.
 #[derive(Debug)]
 struct Boot(String);

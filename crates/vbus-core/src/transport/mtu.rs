@@ -86,6 +86,11 @@ impl Mtu {
         self.current
     }
 
+    /// Whether the search is over for now.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.state, State::Settled { .. })
+    }
+
     /// How often a black hole was found.
     pub fn black_holes(&self) -> u64 {
         self.black_holes

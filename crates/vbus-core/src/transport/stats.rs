@@ -46,6 +46,8 @@ pub struct ConnectionStats {
     pub pacing_rate: u64,
     /// Bytes of the largest datagram that passes, as far as is known.
     pub datagram_size: usize,
+    /// Nothing larger passes, as far as is known: the search for more is over for now.
+    pub datagram_size_settled: bool,
     /// Times that large datagrams were found to vanish.
     pub black_holes: u64,
     /// Times that the peer's address changed.

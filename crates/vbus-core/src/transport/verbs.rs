@@ -172,6 +172,7 @@ impl<A: Application> Endpoint<A> {
             window: path.recovery.window(),
             pacing_rate: path.recovery.pacing_rate(),
             datagram_size: path.mtu.current(),
+            datagram_size_settled: path.mtu.is_settled(),
             black_holes: path.mtu.black_holes(),
             moves: path.route.moves(),
             sent: path.recovery.stats(),

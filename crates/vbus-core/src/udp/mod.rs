@@ -11,6 +11,7 @@ mod batch;
 mod changes;
 mod doors;
 mod interfaces;
+mod knock;
 mod route;
 mod socket;
 
@@ -18,8 +19,9 @@ pub use batch::{Batch, Datagram};
 pub use changes::Changes;
 pub use doors::Doors;
 pub use interfaces::{Interface, interfaces};
-pub use route::datagram_max;
-pub use socket::{BindError, Buffers, Counts, Sent, Socket, Transmit};
+pub use knock::{Echo, knock};
+pub use route::{Exit, datagram_max, exit};
+pub use socket::{BUFFER_BYTES, BindError, Buffers, Counts, Sent, Socket, Transmit};
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 

@@ -13,7 +13,7 @@ use crate::base::descriptor::Descriptor;
 use crate::base::ecn::Ecn;
 
 /// What is asked for in each direction: 64 full batches, or 30 ms at 1 Gbit/s.
-const BUFFER_BYTES: usize = 4 << 20;
+pub const BUFFER_BYTES: usize = 4 << 20;
 /// Destinations of which it is remembered that the way there cuts no batches. More than these: none does.
 const UNCUT_MAX: usize = 64;
 

@@ -12,6 +12,7 @@
 //!   Progress            ------------>  now and then, and when asked by AskProgress
 //!   Parted              ------------>  the subscriber takes no more
 //! anybody: AskFigures -> Figures* ; a Sync behind a question says when all of its answers are there
+//! anybody, first of all: Home
 //! ```
 
 use super::bytes::{Malformed, Reader, Writer};
@@ -24,6 +25,8 @@ pub const CAUSES: usize = 5;
 pub const ADDRESSES_MAX: usize = 16;
 /// Subscribers that a stream begins with; more join later.
 pub const SUBSCRIBERS_MAX: usize = 1024;
+/// Directories that a node tells of itself.
+pub const DIRECTORIES_MAX: usize = 8;
 const NAME_MAX: usize = 255;
 const ADDRESS_MAX: usize = 64;
 
@@ -71,6 +74,23 @@ impl Introduction {
         let addresses = (0..count).map(|_| from.text(ADDRESS_MAX)).collect::<Result<_, _>>()?;
         from.end()?;
         Ok(Self { name, host, pid, release, addresses })
+    }
+}
+
+/// Where a node is and could be met in memory: for people who wonder why it is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Home {
+    /// Which run of which kernel; 0 if that is not known.
+    pub machine: u64,
+    /// The directories in which it meets neighbours.
+    pub directories: Vec<String>,
+}
+
+impl Home {
+    /// What may be told of it.
+    pub fn new(machine: u64, directories: impl Iterator<Item = String>) -> Self {
+        let directories = directories.filter(|path| path.len() <= NAME_MAX).take(DIRECTORIES_MAX).collect();
+        Self { machine, directories }
     }
 }
 
@@ -178,6 +198,8 @@ pub enum Far {
         /// For which subscriber it waits, and since how many nanoseconds.
         blocked: Option<(Id, u64)>,
     },
+    /// Where the node is.
+    Home(Home),
 }
 
 impl Far {
@@ -233,6 +255,12 @@ impl Far {
                     to.id(subscriber).u64(since);
                 });
             }
+            Self::Home(Home { machine, directories }) => {
+                to.u8(11).u64(*machine).u32(directories.len() as u32);
+                directories.iter().for_each(|path| {
+                    to.text(path);
+                });
+            }
         }
     }
 
@@ -281,6 +309,14 @@ impl Far {
                 blocked: from.option(|from| Ok((from.id()?, from.u64()?)))?,
             },
             10 => Self::HistoryEnd { stream: from.u64()?, count: from.u64()? },
+            11 => {
+                let (machine, count) = (from.u64()?, from.u32()? as usize);
+                if count > DIRECTORIES_MAX {
+                    return Err(Malformed { at: 0 });
+                }
+                let directories = (0..count).map(|_| from.text(NAME_MAX)).collect::<Result<_, _>>()?;
+                Self::Home(Home { machine, directories })
+            }
             _ => return Err(Malformed { at: 0 }),
         })
     }
@@ -394,6 +430,7 @@ mod tests {
                 encoding: "raw".into(),
                 blocked: Some((id, 4)),
             },
+            Far::Home(Home { machine: 1, directories: vec!["/run/vbus".into(), "/tmp/vbus".into()] }),
         ]
     }
 
