@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 FREE_COMMANDS = {"bench": "measure this machine", "demo": "see vbus at work"}
 
 # Commands that the documentation promises and a later version brings.
-LATER_COMMANDS = ("top", "doctor", "record", "play")
+LATER_COMMANDS = ("top", "record", "play")
 
 
 def _run(arguments: list[str]) -> int:
@@ -115,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added
 
-    def looks_around(name: str, help: str) -> argparse.ArgumentParser:
+    def looks_around(name: str, help: str, wait: float = 1.0) -> argparse.ArgumentParser:
         added = command(name, help)
         added.add_argument(
-            "--wait", type=_seconds, default=1.0, metavar="S", help="seconds to look (default 1.0)"
+            "--wait", type=_seconds, default=wait, metavar="S", help=f"seconds to look (default {wait})"
         )
         return added
 
@@ -139,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         help="and who has to do with this topic, or with those of this pattern",
     )
+
+    looks_around("doctor", "examine this machine and the bus around it, and say what would help", wait=3.0)
 
     pub = command("pub", "publish on a topic")
     pub.add_argument("topic", metavar="TOPIC")
