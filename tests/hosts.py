@@ -49,8 +49,9 @@ class Host:
 class Puppet(Host):
     """A host whose program does what the test says, one Python statement after the other."""
 
-    def __init__(self, start, digit, **settings):
-        super().__init__(digit, start("import puppet; puppet.obey()", **settings))
+    def __init__(self, start, digit, beside=None, clone=False, **settings):
+        neighbour = beside and beside.program.pid
+        super().__init__(digit, start(f"import puppet; puppet.obey({neighbour}, {clone})", **settings))
         self.loopback()
 
     def do(self, statement):
@@ -91,22 +92,27 @@ class Switch:
     def ip(self, *words):
         run("nsenter", self.net, "ip", *words)
 
-    def plug(self, host, *addresses, up=True):
-        """A cable from a host's eth0."""
-        port = f"to-{host.digit}"
-        pid = str(host.program.pid)
-        self.ip("link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", pid)
+    def plug(self, host, *addresses, interface="eth0", mtu=1500, up=True):
+        """A cable from an interface of a host."""
+        port = port_of(host, interface)
+        end = ["name", interface, "mtu", str(mtu), "netns", str(host.program.pid)]
+        self.ip("link", "add", "name", port, "mtu", str(mtu), "type", "veth", "peer", *end)
         self.ip("link", "set", port, "master", "br0", "up")
         # A new IPv6 address is used at once: nobody has it twice here.
         for address in addresses:
-            host.ip("addr", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+            host.ip("addr", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
         if up:
-            host.ip("link", "set", "eth0", "up")
+            host.ip("link", "set", interface, "up")
 
-    def isolate(self, host, isolated):
+    def isolate(self, host, isolated, interface="eth0"):
         """Packets from isolated port to isolated port are dropped; no host notices anything."""
         word = "on" if isolated else "off"
-        self.ip("link", "set", f"to-{host.digit}", "type", "bridge_slave", "isolated", word)
+        self.ip("link", "set", port_of(host, interface), "type", "bridge_slave", "isolated", word)
+
+
+def port_of(host, interface):
+    """The switch's end of a cable."""
+    return f"to-{host.digit}" if interface == "eth0" else f"to-{host.digit}-{interface}"
 
 
 def run(*words):

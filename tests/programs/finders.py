@@ -3,12 +3,15 @@
 import ctypes
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 from vbus.discovery import Discovery
 
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
 
 
 def enter_own_network():
@@ -16,6 +19,28 @@ def enter_own_network():
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def enter_network_of(pid):
+    """The network of another process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/proc/{pid}/ns/net").open() as net:
+        if libc.setns(net.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def become_a_clone():
+    """The first process of a machine like any other: its name and files, but for where neighbours meet."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWPID | CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if child := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for place in ("/", os.environ["VBUS_SHM"]):
+        kind = MS_REC | MS_PRIVATE if place == "/" else 0
+        if libc.mount(b"tmpfs", place.encode(), b"tmpfs", kind, None):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def say(*words):

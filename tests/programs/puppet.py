@@ -38,9 +38,14 @@ def conserved(*endpoints):
     return [it for it in counts if it.sent != it.delivered + it.waiting + sum(it.dropped.values()) + it.lost]
 
 
-def obey(own_network=True):
-    if own_network:
+def obey(own_network=True, beside=None, clone=False):
+    """In a network of its own, or that of process `beside`, or the one it has; as a clone of other machines."""
+    if beside is not None:
+        finders.enter_network_of(beside)
+    elif own_network:
         finders.enter_own_network()
+    if clone:
+        finders.become_a_clone()
     logging.getLogger("vbus").addHandler(Ear(logging.WARNING))
     scope = {"vbus": vbus, "os": os, "logged": logged}
     scope |= {its.__name__: its for its in (findings, everything, conserved)}
