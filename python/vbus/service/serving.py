@@ -178,7 +178,9 @@ class Serving:
         """Is released when nothing runs, if somebody waits for that."""
         self._finishing = allocate_lock()
         shape = wire.describe(contract.name, contract.request.shape, contract.reply.shape)
-        self.subscriber = subscriber(exchange.core, SERVE + os.urandom(16).hex(), shape)
+        # The node's id is in it: a copy of this machine has the same random numbers, but an id of its own.
+        own = int(exchange.core.id, 16) ^ int.from_bytes(os.urandom(16), "little")
+        self.subscriber = subscriber(exchange.core, f"{SERVE}{own:032x}", shape)
         self.id = self.subscriber.id
         with exchange.lock:
             if exchange.closed:

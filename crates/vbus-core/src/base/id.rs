@@ -2,18 +2,20 @@
 
 use std::fmt;
 
+use super::draw;
+
 /// Names a node, a publisher or a subscriber; drawn anew each time, unique in practice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Id([u8; 16]);
 
 impl Id {
-    /// Draws a new id from the kernel.
+    /// Draws a new id.
     ///
     /// # Panics
     /// When the kernel has no randomness to give, which leaves nothing sensible to do.
     pub fn random() -> Self {
         let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+        draw::fill(&mut bytes);
         Self(bytes)
     }
 

@@ -3,6 +3,7 @@
 pub mod atomics;
 pub mod budget;
 pub mod descriptor;
+pub mod draw;
 pub mod ecn;
 pub mod fork;
 pub mod id;

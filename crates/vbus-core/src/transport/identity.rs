@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 use snow::params::DHChoice;
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 
+use crate::base::draw;
 use crate::base::id::Id;
 use crate::base::random::Rng;
 use crate::wire::packet::ConnectionId;
@@ -36,7 +37,7 @@ impl Entropy {
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         match &mut self.0 {
-            Source::Kernel => getrandom::fill(&mut bytes).expect("the kernel gives random bytes"),
+            Source::Kernel => draw::fill(&mut bytes),
             Source::Seeded(rng) => bytes.fill_with(|| rng.word() as u8),
         }
         bytes
