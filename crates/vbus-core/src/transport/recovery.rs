@@ -239,6 +239,7 @@ impl<T> Recovery<T> {
     pub fn on_rtt_hint(&mut self, sample: Duration) {
         if !self.rtt.is_sampled() {
             self.rtt.on_sample(sample, Duration::ZERO);
+            self.controller.get_mut().on_rtt_hint(sample);
             self.set_pacing_rate();
         }
     }

@@ -101,6 +101,9 @@ pub(super) struct Weather {
 /// The recent past is so many packets.
 const WEATHER_PACKETS: f64 = 4000.0;
 
+/// As if so many packets more had arrived: the first loss of all is no share yet.
+const UNKNOWN: f64 = 20.0;
+
 /// Queues that share a path among few flows drop no larger part of their packets.
 const FAIR: f64 = 0.003;
 
@@ -115,9 +118,11 @@ impl Weather {
         }
     }
 
-    /// Whether more was lost than chance makes of the weather: so many deviations beyond what is expected.
+    /// Whether more was lost than chance makes of the weather: so many deviations beyond what is expected. As if one
+    /// packet more had been lost before: of a short past, that there was no loss in it says little.
     pub(super) fn is_unusual(&self, lost: u64, acked: u64, mss: u64, deviations: f64) -> bool {
-        let expected = self.loss() * (lost + acked) as f64 / mss as f64;
+        let weather = (self.lost + 1.0) / (self.all + UNKNOWN);
+        let expected = weather * (lost + acked) as f64 / mss as f64;
         lost as f64 / mss as f64 > expected + deviations * expected.sqrt()
     }
 
@@ -128,8 +133,7 @@ impl Weather {
 
     /// The share that is lost in any case.
     pub(super) fn loss(&self) -> f64 {
-        // As if some packets more had arrived: the first loss of all is no share yet.
-        self.lost / (self.all + 20.0)
+        self.lost / (self.all + UNKNOWN)
     }
 }
 

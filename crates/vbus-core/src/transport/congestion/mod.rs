@@ -74,6 +74,8 @@ pub enum ControllerKind {
 
 /// What all controllers do.
 pub trait Controller {
+    /// A round trip was measured before anything was sent, as by the handshake.
+    fn on_rtt_hint(&mut self, _rtt: Duration) {}
     /// Packets were acknowledged, or given up, or both.
     fn on_ack(&mut self, ack: &AckEvent);
     /// Packets were lost or marked, the newest of them sent at `sent_at`. Told after `on_ack` of the same news.

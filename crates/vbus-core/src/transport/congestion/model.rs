@@ -29,24 +29,27 @@ use crate::base::time::Time;
 const STARTUP: f64 = 2.77;
 /// Growth of the rate in a round that says the path is not full yet, and rounds without it that say it is.
 const GROWTH: (f64, u32) = (1.25, 3);
-/// So many round trips in a row must speak of a queue to end the start.
-const SAMPLES: u32 = 4;
+/// Startup: the window leaves in this part of a round trip. In less, its lumps would make queues of their own.
+const START_SPREAD: f64 = 0.8;
+/// So many round trips in a row must speak of a queue to end the start, for this part of the empty path's.
+const SAMPLES: (u32, f64) = (4, 0.5);
 /// Pacing while the queue of the start is drained.
 const DRAIN: f64 = 0.4;
 /// Cruise: the window grows by this many times its cubic root in each round without a queue, in packets, …
-const STEP: f64 = 0.8;
+const STEP: f64 = 0.6;
 /// … twice as fast after so many such rounds, and so on, up to this part of the window.
 const FASTER: (u32, f64) = (5, 0.25);
 /// What is left of a queue: batches of packets are one by themselves.
 const LEFT: (Duration, u64) = (Duration::from_micros(500), 2);
 /// The part of the content by which it is drained at most in two rounds.
-const MOST_DRAINED: f64 = 0.4;
+const MOST_DRAINED: f64 = 0.3;
 /// So many rounds after the start what it put on its way still comes back.
 const FRESH: u64 = 4;
 /// So many rounds we give way before a queue is somebody else's, but not below this part of the window.
-const PATIENCE: (u64, f64) = (8, 0.6);
-/// After so many rounds, a queue that is longer by this although we give way is another's, too.
-const GROWN: (u64, f64) = (3, 1.15);
+const PATIENCE: (u64, f64) = (12, 0.6);
+/// After so many rounds, a queue that is longer by this although we give way is another's, too. Somebody who only
+/// starts has drained what he made by then.
+const GROWN: (u64, f64) = (8, 1.15);
 /// No sooner than this: machines sleep as long.
 const PATIENCE_TIME: Duration = Duration::from_millis(100);
 /// How a contested path is shared.
@@ -58,6 +61,8 @@ const LOOK_AFTER: (Duration, Duration) = (Duration::from_secs(4), Duration::from
 const FREE: (f64, f64, Duration) = (48.0, 0.55, Duration::from_secs(1));
 /// Loss above the weather that is congestion although no queue is seen.
 const LOSS_ABOVE: f64 = 0.04;
+/// So many deviations from the weather are no chance, on a path that is ours and on one that is contested.
+const UNUSUAL: (f64, f64) = (8.0, 3.0);
 /// Loss in a round that is congestion whatever else is seen.
 const LOSS_ALWAYS: f64 = 0.2;
 /// So many rounds in a row must lose more than the weather takes.
@@ -115,14 +120,16 @@ pub struct Model {
     lumps: Lumps,
     sampled: bool,
     smoothed: Duration,
-    /// The round trip of the last few samples.
+    /// The round trip of the last sample, and of the last few.
+    latest: Duration,
     recent: Duration,
     /// Startup: the window of slow start.
     start: u64,
     /// Startup: the rate that was to be exceeded, and for how many rounds it was not.
     full: (u64, u32),
-    /// Samples or rounds in a row of which the phase makes something.
+    /// Samples or rounds in a row of which the phase makes something, and when the first of the samples came.
     streak: u32,
+    streak_since: Time,
     /// Cruise: the window in bytes.
     window: f64,
     giving_way: Option<GivingWay>,
@@ -163,10 +170,12 @@ impl Model {
             lumps: Lumps::default(),
             sampled: false,
             smoothed: initial_rtt,
+            latest: initial_rtt,
             recent: initial_rtt,
             start: INITIAL_PACKETS * mss,
             full: (0, 0),
             streak: 0,
+            streak_since: Time::ZERO,
             window: (INITIAL_PACKETS * mss) as f64,
             giving_way: None,
             fresh_until: 0,
@@ -223,6 +232,8 @@ impl Model {
         self.enter(Phase::Cruise, now);
         self.cut_due = false;
         self.window = self.content();
+        // The round trips that are remembered had the queue in them.
+        self.recent = self.recent.min(self.floor.rtt + self.floor.margin() / 2);
     }
 
     /// A queue stands that is not ours: share the path, from this window on.
@@ -262,7 +273,8 @@ impl Model {
         match self.giving_way {
             // What is seen now is the queue of a round ago. In two rounds it is to be gone, and no more than it.
             Some(way) if self.rounds.count < way.last + 2 => floor / (1.0 - way.excess / 2.0),
-            _ => self.recent.as_secs_f64().max(floor),
+            // A queue that shortens is followed at once, lest the path run empty.
+            _ => self.recent.min(self.latest).as_secs_f64().max(floor),
         }
     }
 
@@ -411,8 +423,12 @@ impl Model {
                 // Packet after packet waited in a queue: the path is full.
                 if let Some(rtt) = ack.rtt {
                     self.streak = if self.floor.is_queue(rtt) { self.streak + 1 } else { 0 };
+                    if self.streak == 1 {
+                        self.streak_since = now;
+                    }
                 }
-                if self.streak >= SAMPLES {
+                let lasts = now - self.streak_since >= self.floor.rtt.mul_f64(SAMPLES.1);
+                if self.streak >= SAMPLES.0 && lasts {
                     self.enter(Phase::Drain, now);
                 }
             }
@@ -455,11 +471,16 @@ impl Model {
 }
 
 impl Controller for Model {
+    fn on_rtt_hint(&mut self, rtt: Duration) {
+        self.smoothed = rtt;
+    }
+
     fn on_ack(&mut self, ack: &AckEvent) {
         self.smoothed = ack.smoothed_rtt;
         if let Some(rtt) = ack.rtt {
             self.floor.on_sample(ack.now, rtt, !self.sampled);
             self.recent = if self.sampled { (self.recent * 3 + rtt) / 4 } else { rtt };
+            self.latest = rtt;
             self.sampled = true;
         }
         if let Some(sample) = ack.rate
@@ -494,9 +515,11 @@ impl Controller for Model {
             // A path that was ours alone is not given up for a single loss.
             Phase::Cruise => {
                 self.recent > self.floor.rtt + self.floor.margin() * 3 / 2
-                    && self.weather.is_unusual(lost.saturating_sub(self.mss), acked, self.mss, 4.0)
+                    && self.weather.is_unusual(lost.saturating_sub(self.mss), acked, self.mss, UNUSUAL.0)
             }
-            Phase::Contested => self.weather.is_fair() || self.weather.is_unusual(lost, acked, self.mss, 3.0),
+            Phase::Contested => {
+                self.weather.is_fair() || self.weather.is_unusual(lost, acked, self.mss, UNUSUAL.1)
+            }
             Phase::Startup | Phase::Drain | Phase::Look => true,
         };
         if !(queued && unusual || too_much || cause == Cause::Marked) {
@@ -565,7 +588,7 @@ impl Controller for Model {
         let bandwidth = self.bandwidth.get() as f64 * self.repairs();
         let a_round = self.smoothed.as_secs_f64().max(1e-6);
         let rate = match self.phase {
-            Phase::Startup => (self.window() as f64 / a_round * 2.0).max(bandwidth * STARTUP),
+            Phase::Startup => (self.window() as f64 / a_round / START_SPREAD).max(bandwidth * STARTUP),
             // Drained as far as is seen; what is on its way shows whether it is.
             Phase::Drain if self.low_since.is_some() => bandwidth,
             Phase::Drain => bandwidth * DRAIN,
