@@ -39,7 +39,7 @@ def conserved(*endpoints):
 
 
 def obey(own_network=True, beside=None, clone=False):
-    """In a network of its own, or that of process `beside`, or the one it has; as a clone of other machines."""
+    """In a network of its own, in that of process `beside`, or in the one it has; as a clone, or not."""
     if beside is not None:
         finders.enter_network_of(beside)
     elif own_network:
