@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from helpers import WATCHDOG, until
 
-__all__ = ["hosts_can_be_made", "switch"]
+__all__ = ["Host", "Puppet", "Switch", "hosts_can_be_made", "switch"]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,22 @@ class Host:
     def ip(self, *words):
         """The tool `ip`, on this host."""
         run("nsenter", f"--net=/proc/{self.program.pid}/ns/net", "ip", *words)
+
+    def drop(self, *matches, hook="output"):
+        """A firewall: what matches one of these of nftables does not leave, or come in."""
+        rules = "\n".join(f"{match} drop" for match in matches)
+        chain = f"chain out {{\ntype filter hook {hook} priority 0\n{rules}\n}}"
+        self.nft(f"table inet firewall {{\n{chain}\n}}")
+
+    def nft(self, rules):
+        """Rules of nftables, on this host."""
+        if shutil.which("nft") is None:
+            pytest.skip("no firewall: there is no `nft`")
+        run("nsenter", f"--net=/proc/{self.program.pid}/ns/net", "nft", rules)
+
+    def sysctl(self, setting):
+        """A setting of its network."""
+        run("nsenter", f"--net=/proc/{self.program.pid}/ns/net", "sysctl", "-qw", setting)
 
     def loopback(self):
         self.ip("link", "set", "lo", "up")

@@ -24,6 +24,11 @@ def everything(watch):
     return [str(event) for event in iter(watch.receive_nowait, None)]
 
 
+def changes(watch):
+    """The changes of paths that a watch holds."""
+    return [event for event in iter(watch.receive_nowait, None) if isinstance(event, vbus.PathChanged)]
+
+
 def findings(node, verdict):
     """Whom they are about, why and what to do, without those who are used."""
     found = [its for its in node.explain() if its.verdict == verdict]
@@ -48,7 +53,7 @@ def obey(own_network=True, beside=None, clone=False):
         finders.become_a_clone()
     logging.getLogger("vbus").addHandler(Ear(logging.WARNING))
     scope = {"vbus": vbus, "os": os, "logged": logged}
-    scope |= {its.__name__: its for its in (findings, everything, conserved)}
+    scope |= {its.__name__: its for its in (findings, everything, changes, conserved)}
     os.write(1, b"ready\n")
     for line in sys.stdin:
         kind, text = ast.literal_eval(line)
