@@ -6,6 +6,7 @@ Their networks are made here, not by the engine, so nothing of the host's is tou
 import os
 import select
 import time
+from pathlib import Path
 
 import pytest
 from helpers import PROGRAMS, WATCHDOG
@@ -16,13 +17,14 @@ from vbus.cli import _containers
 __all__ = ["boxes", "boxes_can_be_plugged", "engine"]
 
 SECRET = "correct horse battery"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="session")
 def engine():
     """A container engine that was seen to work."""
     try:
-        found = _containers.find_engine(also_mounted=[PROGRAMS])
+        found = _containers.find_engine(also_mounted=[PROGRAMS, EXAMPLES])
     except _containers.NoContainersError as reason:
         pytest.skip(f"no containers: {reason}")
     yield found
@@ -49,21 +51,22 @@ class Mouth:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
 
-    def hear(self, seconds=WATCHDOG):
-        """Its next words; what else is printed comes with the failure."""
+    def hear(self, seconds=WATCHDOG, wanted=lambda line: line.startswith(("(", "ready"))):
+        """The next line that is wanted; what else is printed comes with the failure."""
         end = time.monotonic() + seconds
         while True:
             while b"\n" in self._heard:
-                line, _, self._heard = self._heard.partition(b"\n")
-                if line.startswith((b"(", b"ready")):
-                    return line.decode()
-                self._noise.append(line.decode(errors="replace"))
+                begun, _, self._heard = self._heard.partition(b"\n")
+                line = begun.decode(errors="replace")
+                if wanted(line):
+                    return line
+                self._noise.append(line)
             pipe = self.process.stdout.fileno()
             ready, _, _ = select.select([pipe], [], [], max(0, end - time.monotonic()))
             chunk = os.read(pipe, 65536) if ready else b""
             if not chunk:
                 state = "ended" if ready else "hangs"
-                pytest.fail(f"the container {state}; it said {self._heard!r} and {self._noise}")
+                pytest.fail(f"the container {state}; it said {self._heard!r} and {self._noise[-50:]}")
             self._heard += chunk
 
     def expect(self, words, seconds=WATCHDOG):
@@ -117,6 +120,17 @@ class Boxes:
         box = Box(self.engine, cable, name, flags=flags, environment=settings)
         self._made.append(box)
         return box
+
+    def run(self, *arguments, cable, flags=(), **environment):
+        """A container that runs this Python with these arguments; what it says can be heard."""
+        container = self.engine.start(
+            arguments,
+            flags=flags,
+            environment={"VBUS_DOMAIN": self.domain, **environment},
+            network=f"ns:/proc/{cable.program.pid}/ns/net",
+        )
+        self._made.append(Mouth(container))
+        return self._made[-1]
 
     def close(self):
         """Those that joined another's namespace end before it."""
