@@ -38,6 +38,12 @@ const ADDRESSES_MAX: usize = 256;
 const MET_MAX: usize = 1024;
 /// How they were found.
 const MET: &str = "met";
+/// Anybody may announce anything: of what is found so, so many addresses are tried at a time, the latest and those
+/// that were tried least first, …
+const FOUND: &str = "mdns";
+const CROWD: usize = 256;
+/// … and one that has had so long gives way to another.
+const TURN: Duration = Duration::from_secs(1);
 
 /// Everyone who is to be reached.
 #[derive(Default)]
@@ -48,6 +54,17 @@ pub(super) struct Targets {
     is_stale: bool,
     /// Connections that are given up, because who is there shares memory with us.
     near: HashMap<Connection, Id>,
+}
+
+/// An address that is to be tried.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    /// Who is said to be there.
+    pub(super) name: String,
+    /// Where.
+    pub(super) address: SocketAddr,
+    /// An attempt that gives way to this one.
+    pub(super) instead: Option<Attempt>,
 }
 
 struct Target {
@@ -69,6 +86,8 @@ struct Place {
     is_unanswered: bool,
     /// Who is there shares memory with us.
     near: Option<Id>,
+    /// When it was tried last.
+    tried: Time,
 }
 
 /// A name that leads to nobody so far.
@@ -129,10 +148,20 @@ impl Targets {
         self.is_stale = true;
     }
 
-    /// It is not found so any more.
-    pub(super) fn remove(&mut self, name: &str, source: &str) {
-        self.all.retain(|its| its.name != name || its.source != source);
+    /// It is not found so any more. The attempts that were for nobody else are in vain.
+    pub(super) fn remove(&mut self, name: &str, source: &str) -> Vec<Attempt> {
+        let attempts = |target: &Target| target.places.iter().filter_map(|its| its.stage.attempt()).collect();
+        let mut vain: Vec<Attempt> = Vec::new();
+        self.all.retain(|its| {
+            let stays = its.name != name || its.source != source;
+            if !stays {
+                vain.extend::<Vec<Attempt>>(attempts(its));
+            }
+            stays
+        });
+        vain.retain(|&attempt| self.places_mut().all(|place| place.stage != Stage::Trying(attempt)));
         self.is_stale = true;
+        vain
     }
 
     // ---- peers that were met --------------------------------------------------------------------
@@ -158,7 +187,8 @@ impl Targets {
 
     /// A peer went, and is not to be looked for.
     pub(super) fn forget(&mut self, peer: Id) {
-        self.remove(&peer.to_string(), MET);
+        // What is tried for its sake ends by itself.
+        let _ = self.remove(&peer.to_string(), MET);
     }
 
     /// A peer is lost: it is looked for wherever it may be.
@@ -204,26 +234,48 @@ impl Targets {
 
     // ---- attempts -------------------------------------------------------------------------------
 
-    /// An address that is to be tried now, and the name that has it. Told what came of it by `began` or `put_off`.
-    pub(super) fn due(&mut self, now: Time) -> Option<(String, SocketAddr)> {
+    /// An address that is to be tried now. Told what came of it by `began` or `put_off`.
+    pub(super) fn due(&mut self, now: Time) -> Option<Due> {
         if self.timeout().is_none_or(|at| at > now) {
             return None;
         }
         self.all.retain(|its| its.lost.is_none_or(|lost| now < lost + SOUGHT));
         self.is_stale = true;
+        let crowd = self.crowd();
+        let may_be_tried =
+            |target: &Target| target.source != FOUND || crowd.is_none_or(|(turn, _)| turn <= now);
         let is_due = |place: &&Place| place.stage.time().is_some_and(|at| at <= now);
-        let due = |target: &Target| {
-            let place = target.places.iter().find(is_due)?;
-            Some((target.name.clone(), place.address))
-        };
-        self.all.iter().find_map(due)
+        let mut due: Option<(&Target, &Place)> = None;
+        for target in self.all.iter().filter(|target| may_be_tried(target)) {
+            for place in target.places.iter().filter(is_due) {
+                let rank = |target: &Target, place: &Place| (target.source == FOUND, place.tries);
+                if due.is_none_or(|(other, best)| rank(target, place) <= rank(other, best)) {
+                    due = Some((target, place));
+                }
+            }
+        }
+        let (target, place) = due?;
+        let instead = crowd.filter(|_| target.source == FOUND).map(|(_, oldest)| oldest);
+        Some(Due { name: target.name.clone(), address: place.address, instead })
+    }
+
+    /// If as many addresses are tried as may be at a time: when the one that has been tried for longest gives way.
+    fn crowd(&self) -> Option<(Time, Attempt)> {
+        let found = self.all.iter().filter(|its| its.source == FOUND).flat_map(|its| &its.places);
+        let trying = found.filter_map(|place| Some((place.tried + TURN, place.stage.attempt()?)));
+        let (mut count, mut oldest) = (0, None);
+        for one in trying {
+            count += 1;
+            oldest = Some(oldest.map_or(one, |other| std::cmp::min(one, other)));
+        }
+        oldest.filter(|_| count >= CROWD)
     }
 
     /// The attempt to reach an address began.
-    pub(super) fn began(&mut self, address: SocketAddr, attempt: Attempt) {
+    pub(super) fn began(&mut self, address: SocketAddr, attempt: Attempt, now: Time) {
         let is_idle = |place: &&mut Place| place.address == address && place.stage.time().is_some();
         for place in self.places_mut().filter(is_idle) {
-            place.stage = Stage::Trying(attempt);
+            (place.stage, place.tried) = (Stage::Trying(attempt), now);
         }
         self.is_stale = true;
     }
@@ -304,8 +356,12 @@ impl Targets {
     /// When there is something to try.
     pub(super) fn timeout(&mut self) -> Option<Time> {
         if std::mem::take(&mut self.is_stale) {
-            let places = self.all.iter().flat_map(|target| &target.places);
-            self.next = places.filter_map(|place| place.stage.time()).min();
+            let turn = self.crowd().map_or(Time::ZERO, |(turn, _)| turn);
+            let time = |target: &Target| {
+                let first = target.places.iter().filter_map(|place| place.stage.time()).min();
+                if target.source == FOUND { first.max(first.and(Some(turn))) } else { first }
+            };
+            self.next = self.all.iter().filter_map(time).min();
         }
         self.next
     }
@@ -323,11 +379,15 @@ impl Stage {
             Self::Trying(_) | Self::Met(_) | Self::Own => None,
         }
     }
+
+    fn attempt(self) -> Option<Attempt> {
+        if let Self::Trying(attempt) = self { Some(attempt) } else { None }
+    }
 }
 
 impl Place {
     fn new(address: SocketAddr, stage: Stage) -> Self {
-        Self { address, stage, tries: 0, is_unanswered: false, near: None }
+        Self { address, stage, tries: 0, tried: Time::ZERO, is_unanswered: false, near: None }
     }
 
     /// An attempt to reach somebody here came to an end. `sought`: for so long a peer that was here is lost.
@@ -383,9 +443,9 @@ mod tests {
 
     fn due(targets: &mut Targets, now: Time) -> Vec<SocketAddr> {
         let mut found = Vec::new();
-        while let Some((_, address)) = targets.due(now) {
-            targets.began(address, Attempt(found.len() as u64 + now.as_nanos()));
-            found.push(address);
+        while let Some(due) = targets.due(now) {
+            targets.began(due.address, Attempt(found.len() as u64 + now.as_nanos()), now);
+            found.push(due.address);
         }
         found
     }
@@ -400,7 +460,7 @@ mod tests {
     fn all_addresses_of_a_name_are_tried_at_once() {
         let mut targets = Targets::default();
         targets.add("name".into(), "mdns".into(), &[address(HOME), address(SECOND)], at(0));
-        assert_eq!(due(&mut targets, at(0)), [address(HOME), address(SECOND)]);
+        assert_eq!(due(&mut targets, at(0)), [address(SECOND), address(HOME)]);
         assert_eq!(targets.timeout(), None);
     }
 
@@ -423,8 +483,8 @@ mod tests {
         while let Some(next) = targets.timeout() {
             pauses.push(next.since(now));
             now = next;
-            let Some((_, address)) = targets.due(now) else { break };
-            targets.began(address, Attempt(now.as_nanos()));
+            let Some(due) = targets.due(now) else { break };
+            targets.began(due.address, Attempt(now.as_nanos()), now);
             targets.on_outcome(Attempt(now.as_nanos()), Outcome::Unanswered, now);
         }
         assert!(pauses.iter().all(|&pause| pause <= PAUSE_SOUGHT_LATER));
@@ -437,8 +497,8 @@ mod tests {
     fn a_name_is_unanswered_while_none_of_its_addresses_says_anything() {
         let mut targets = Targets::default();
         targets.add("name".into(), "peers".into(), &[address(HOME), address(SECOND)], at(0));
-        targets.began(address(HOME), Attempt(1));
-        targets.began(address(SECOND), Attempt(2));
+        targets.began(address(HOME), Attempt(1), at(0));
+        targets.began(address(SECOND), Attempt(2), at(0));
         assert_eq!(targets.unanswered(at(0)), [], "nobody had time to answer");
         targets.on_outcome(Attempt(2), Outcome::Unanswered, at(0));
         let [told] = &targets.unanswered(at(3000))[..] else { panic!("one name") };
@@ -453,7 +513,7 @@ mod tests {
     fn who_turns_out_to_be_near_is_left_alone_and_on_standby() {
         let mut targets = Targets::default();
         targets.add("name".into(), "peers".into(), &[address(HOME)], at(0));
-        targets.began(address(HOME), Attempt(1));
+        targets.began(address(HOME), Attempt(1), at(0));
         let (connection, peer) = (Connection(7), Id::from_bytes([3; 16]));
         targets.avoid(connection, peer);
         targets.on_outcome(Attempt(1), Outcome::Met(connection), at(0));
@@ -461,6 +521,39 @@ mod tests {
         assert_eq!(due(&mut targets, at(5000)), []);
         assert_eq!(targets.standby(), [(peer.to_string(), address(HOME))]);
         assert_eq!(due(&mut targets, at(60_000)), [address(HOME)], "unless it is near no more");
+    }
+
+    #[test]
+    fn a_crowd_that_is_announced_is_tried_by_turns_and_keeps_nobody_waiting() {
+        let mut targets = Targets::default();
+        for number in 0..2000u16 {
+            let address = SocketAddr::from(([10, 0, 0, 9], number + 1));
+            targets.add(number.to_string(), FOUND.into(), &[address], at(0));
+        }
+        assert_eq!(due(&mut targets, at(0)).len(), CROWD);
+        // Who is named by the user is no part of the crowd.
+        targets.add("peer".into(), "peers".into(), &[address(SECOND)], at(0));
+        assert_eq!(due(&mut targets, at(1)), [address(SECOND)]);
+        targets.add("true".into(), FOUND.into(), &[address(HOME)], at(0));
+        assert_eq!(targets.timeout(), Some(at(1000)));
+        assert_eq!(targets.due(at(999)), None);
+        let next = targets.due(at(1000)).expect("the first of the crowd has had its turn");
+        assert_eq!(next.address, address(HOME));
+        let instead = next.instead.expect("it gives way");
+        targets.on_outcome(instead, Outcome::Unanswered, at(1000));
+        targets.began(next.address, Attempt(1 << 40), at(1000));
+        let another = targets.due(at(1000)).expect("all of them have");
+        assert!(another.instead.is_some_and(|other| other != instead));
+    }
+
+    #[test]
+    fn who_is_withdrawn_is_tried_no_more_unless_others_have_that_address() {
+        let mut targets = Targets::default();
+        targets.add("one".into(), FOUND.into(), &[address(HOME), address(SECOND)], at(0));
+        targets.add("two".into(), "peers".into(), &[address(HOME)], at(0));
+        targets.began(address(HOME), Attempt(1), at(0));
+        targets.began(address(SECOND), Attempt(2), at(0));
+        assert_eq!(targets.remove("one", FOUND), [Attempt(2)]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::node::NodeCore;
 use super::pair::{Item, Pair};
 use super::publisher::monotonic_ns;
 use super::pump::{Flow, Pump};
-use super::reach::{Outcome, Targets};
+use super::reach::{Due, Outcome, Targets};
 use super::spin::{self, Spin};
 use super::survey::Survey;
 use super::traffic::Traffic;
@@ -281,10 +281,12 @@ impl Remote {
     fn follow_orders(&mut self) {
         for order in self.net.take_orders() {
             match order {
-                Order::Reach { name, addresses, source } => {
-                    self.targets.add(name, source, &addresses, now());
+                Order::Reach { name, addresses, source } => self.targets.add(name, source, &addresses, now()),
+                Order::Unreach { name, source } => {
+                    for attempt in self.targets.remove(&name, &source) {
+                        self.endpoint.cancel(now(), attempt);
+                    }
                 }
-                Order::Unreach { name, source } => self.targets.remove(&name, &source),
                 Order::Survey => self.net.surveys.on_answer(self.survey()),
                 Order::Accept(connection, mirror) => {
                     self.traffic.add_incoming(connection, Arc::clone(&mirror));
@@ -369,15 +371,19 @@ impl Remote {
     // ---- peers ----------------------------------------------------------------------------------
 
     fn try_targets(&mut self) {
-        while let Some((name, address)) = self.targets.due(now()) {
+        while let Some(Due { name, address, instead }) = self.targets.due(now()) {
             // Whoever is a peer already, by memory or by another address, need not be reached.
             if self.is_met(&name) || !self.pump.socket().speaks(&address) {
                 self.targets.put_off(&name, address, now());
                 continue;
             }
+            if let Some(other) = instead {
+                self.endpoint.cancel(now(), other);
+                self.targets.on_outcome(other, Outcome::Unanswered, now());
+            }
             let is_local = address.ip().is_loopback();
             let attempt = self.endpoint.connect(now(), address, is_local);
-            self.targets.began(address, attempt);
+            self.targets.began(address, attempt, now());
         }
     }
 
