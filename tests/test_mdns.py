@@ -413,13 +413,14 @@ def speaker(host, address):
         yield shout
 
 
-def answer(name, service, address, text):
-    """An answer that announces one instance."""
+def answer(name, service, address, text, ttl=None):
+    """An answer that announces one instance; with a time to live of 0, that it is gone."""
     from zeroconf import DNSOutgoing, ServiceInfo
 
     port = 9
     info = ServiceInfo(service, name, port=port, properties=text, server=name, parsed_addresses=[address])
     packet = DNSOutgoing(0x8400)
-    for record in (info.dns_pointer(), info.dns_service(), info.dns_text(), *info.dns_addresses()):
+    pointer = info.dns_pointer() if ttl is None else info.dns_pointer(override_ttl=ttl)
+    for record in (pointer, info.dns_service(), info.dns_text(), *info.dns_addresses()):
         packet.add_answer_at_time(record, 0)
     return packet.packets()[0]
