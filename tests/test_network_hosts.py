@@ -98,6 +98,22 @@ def test_hosts_with_ipv6_alone_find_each_other(start, switch):
         assert host.ask("node.wait_for_peers(1, 20)")
 
 
+def test_a_name_is_looked_up_again_and_leads_to_whoever_has_it_by_then(hosts, tmp_path):
+    """First to nobody, then to a host; then to a second one besides, as a headless service does."""
+    left, right = hosts
+    names = tmp_path / "hosts"
+    names.write_text("127.0.0.1 localhost\n10.0.0.99 robot\n")
+    left.do(f"import finders; finders.use_hosts_file({str(names)!r})")
+    open_node(right, 7000, secret=SECRET, discovery=["peers"])
+    open_node(left, secret=SECRET, discovery=["peers"], peers=["robot:7000"])
+    left.until("[way.heard_ns for way in node._discovery.status() if way.name == 'peers'] != [None]")
+    assert left.ask("node.peers()") == []
+    names.write_text("127.0.0.1 localhost\n10.0.0.2 robot\n")
+    for host in hosts:
+        assert host.ask("node.wait_for_peers(1, 20)")
+    assert left.ask("findings(node, 'failed')") == []
+
+
 # ---- who may in ---------------------------------------------------------------------------------
 
 
@@ -182,6 +198,30 @@ def test_a_killed_process_on_another_host_is_gone_within_fifteen_seconds(hosts):
     left.until("node.peers() == []")
     assert any("PeerLeft" in event and "timeout" in event for event in left.ask("everything(watch)"))
     assert left.ask("publisher.stats().lost") == 10
+
+
+@pytest.mark.parametrize("way", ["mdns", "peers"])
+def test_a_host_that_was_switched_off_and_on_again_is_met_anew_though_it_has_the_same_address(
+    hosts, start, way
+):
+    left, right = hosts
+    peers = {"peers": ["10.0.0.2:7000"]} if way == "peers" else {}
+    open_node(right, 7000, secret=SECRET, discovery=[way])
+    open_node(left, secret=SECRET, discovery=[way], **peers)
+    right.do("subscriber = node.subscriber('t', int)")
+    left.do("publisher = node.publisher('t', int, history=10); publisher.wait_for_subscribers(1, 20)")
+    left.do("for number in range(10): publisher.publish(number)")
+    right.do("got = [subscriber.receive(20) for _ in range(10)]")
+    again = Puppet(start, "again", beside=right, environment=WAYS)
+    right.program.kill()
+    left.do("for number in range(10, 20): publisher.publish(number)")
+    open_node(again, 7000, secret=SECRET, discovery=[way])
+    again.do("subscriber = node.subscriber('t', int)")
+    again.do("got = [subscriber.receive(20) for _ in range(10)]")
+    assert again.ask("[it.value for it in got]") == list(range(10, 20))
+    left.until("[peer.name for peer in node.peers()] == ['again']")
+    left.until("publisher.stats().lost == 10")
+    assert left.ask("publisher.stats().published") == 20
 
 
 def test_a_blackout_loses_nothing_of_a_reliable_publisher(hosts, switch):
