@@ -252,6 +252,17 @@ def test_containers_that_share_nothing_do_not_meet(world):
     )  # fmt: skip
 
 
+def test_a_directory_that_one_may_only_read_joins_nobody(world):
+    reader = world.start(COUNTER, "{}", flags=[f"{world.mount}:ro"])
+    assert listen(reader)["ready"]
+    with world.node("writer") as node, node.publisher("ticks", bytes) as pub:
+        assert not pub.wait_for_subscribers(1, 0.5)
+    situation(
+        "two containers with one directory, read-only in one of them, without any network",
+        None, None, None, "--volume=/run/vbus:/run/vbus without :ro",
+    )  # fmt: skip
+
+
 @pytest.mark.contract("a quarter of what the machine or the container has")
 @pytest.mark.parametrize("memory", [None, 1 << 30], ids=["default", "more than the container has"])
 def test_small_container_stops_short_of_its_limit(world, memory):

@@ -4,9 +4,11 @@ common. All that they share is a directory."""
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import until
+from situations import situation
 
 import vbus
 
@@ -49,14 +51,18 @@ def echo(meeting: str, domain: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.contract("in containers too if they share one directory")
 def test_samples_cross_namespaces_both_ways(echo, meeting):
     assert echo.stdout.readline().strip() == "1", "the other side is the first process of its namespace"
+    took, begun = None, time.monotonic()
     with vbus.Node("outside", shm=meeting) as node:
         requests, replies = node.publisher("request", bytes), node.subscriber("reply", bytes)
         assert requests.wait_for_subscribers(1, 10)
         for size in (0, 1, 4096, 1 << 20):
             requests.publish(bytes(size))
             with replies.receive(10) as sample:
+                took = took or time.monotonic() - begun
                 assert (sample.nbytes, sample.via) == (size, "shm")
                 assert sample.source.pid == 1
+    name = "two processes in pid, ipc, network and mount namespaces of their own, one directory"
+    situation(name, "shm", "shm", took)
 
 
 def test_a_death_in_another_pid_namespace_is_noticed(echo, meeting):
