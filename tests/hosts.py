@@ -70,10 +70,10 @@ class Puppet(Host):
         super().__init__(digit, start(f"import puppet; puppet.obey({neighbour}, {clone})", **settings))
         self.loopback()
 
-    def do(self, statement):
+    def do(self, statement, seconds=WATCHDOG):
         """Runs it there."""
         self.tell("do", statement)
-        self.done()
+        self.done(seconds)
 
     def ask(self, expression, seconds=WATCHDOG):
         """What it is there: anything that `repr` tells in full."""

@@ -40,8 +40,8 @@ FOUND = {"shm": "directory", "mdns": "mDNS", "peers": "`peers`", None: "no"}
 SPECIAL, ESCAPED = re.compile(r"(\||<(?=\w))"), re.compile(r"\\([|<])")
 """What Markdown would take for the end of a cell, or for HTML."""
 BOUNDS_S = (0.5, 2.0, 5.0, 15.0, 60.0)
-LEAST_SHARE, MOST_SHARE = 0.1, 1.5
-"""Of its bound; a time between these two is told as before."""
+NOISE = 1.4
+"""By this much a time may pass one of its two bounds and is told as before."""
 
 
 class Row(NamedTuple):
@@ -98,8 +98,8 @@ def time_of(seconds: float | None, before: str) -> str:
     """The bound below which it stayed; that of before, if this is near."""
     if seconds is None:
         return ""
-    for bound in BOUNDS_S:
-        if before == told(bound) and LEAST_SHARE * bound <= seconds <= MOST_SHARE * bound:
+    for lower, bound in zip((0.0, *BOUNDS_S), BOUNDS_S):
+        if before == told(bound) and lower / NOISE <= seconds <= bound * NOISE:
             return before
     return next((told(bound) for bound in BOUNDS_S if seconds < bound), "more than a minute")
 
