@@ -159,7 +159,8 @@ impl Targets {
             }
             stays
         });
-        vain.retain(|&attempt| self.places_mut().all(|place| place.stage != Stage::Trying(attempt)));
+        let is_for = |place: &Place, attempt| place.stage == Stage::Trying(attempt);
+        vain.retain(|&attempt| !self.all.iter().flat_map(|its| &its.places).any(|its| is_for(its, attempt)));
         self.is_stale = true;
         vain
     }
@@ -245,18 +246,16 @@ impl Targets {
         let may_be_tried =
             |target: &Target| target.source != FOUND || crowd.is_none_or(|(turn, _)| turn <= now);
         let is_due = |place: &&Place| place.stage.time().is_some_and(|at| at <= now);
-        let mut due: Option<(&Target, &Place)> = None;
-        for target in self.all.iter().filter(|target| may_be_tried(target)) {
-            for place in target.places.iter().filter(is_due) {
-                let rank = |target: &Target, place: &Place| (target.source == FOUND, place.tries);
-                if due.is_none_or(|(other, best)| rank(target, place) <= rank(other, best)) {
-                    due = Some((target, place));
-                }
-            }
-        }
-        let (target, place) = due?;
+        let first = |target: &Target| {
+            let place = target.places.iter().filter(is_due).min_by_key(|place| place.tries)?;
+            Some((place.tries, place.address))
+        };
+        let latest_first = self.all.iter().rev().filter(|target| may_be_tried(target));
+        let ranked = latest_first.filter_map(|target| Some((target, first(target)?)));
+        let (target, (_, address)) =
+            ranked.min_by_key(|(target, (tries, _))| (target.source == FOUND, *tries))?;
         let instead = crowd.filter(|_| target.source == FOUND).map(|(_, oldest)| oldest);
-        Some(Due { name: target.name.clone(), address: place.address, instead })
+        Some(Due { name: target.name.clone(), address, instead })
     }
 
     /// If as many addresses are tried as may be at a time: when the one that has been tried for longest gives way.
@@ -387,7 +386,7 @@ impl Stage {
 
 impl Place {
     fn new(address: SocketAddr, stage: Stage) -> Self {
-        Self { address, stage, tries: 0, tried: Time::ZERO, is_unanswered: false, near: None }
+        Self { address, stage, tries: 0, is_unanswered: false, near: None, tried: Time::ZERO }
     }
 
     /// An attempt to reach somebody here came to an end. `sought`: for so long a peer that was here is lost.
@@ -460,7 +459,7 @@ mod tests {
     fn all_addresses_of_a_name_are_tried_at_once() {
         let mut targets = Targets::default();
         targets.add("name".into(), "mdns".into(), &[address(HOME), address(SECOND)], at(0));
-        assert_eq!(due(&mut targets, at(0)), [address(SECOND), address(HOME)]);
+        assert_eq!(due(&mut targets, at(0)), [address(HOME), address(SECOND)]);
         assert_eq!(targets.timeout(), None);
     }
 

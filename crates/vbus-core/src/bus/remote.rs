@@ -281,7 +281,9 @@ impl Remote {
     fn follow_orders(&mut self) {
         for order in self.net.take_orders() {
             match order {
-                Order::Reach { name, addresses, source } => self.targets.add(name, source, &addresses, now()),
+                Order::Reach { name, addresses, source } => {
+                    self.targets.add(name, source, &addresses, now());
+                }
                 Order::Unreach { name, source } => {
                     for attempt in self.targets.remove(&name, &source) {
                         self.endpoint.cancel(now(), attempt);
