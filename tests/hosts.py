@@ -67,7 +67,8 @@ class Puppet(Host):
 
     def __init__(self, start, digit, beside=None, clone=False, **settings):
         neighbour = beside and beside.program.pid
-        super().__init__(digit, start(f"import puppet; puppet.obey({neighbour}, {clone})", **settings))
+        program = f"import puppet; puppet.obey(beside={neighbour}, clone={clone})"
+        super().__init__(digit, start(program, **settings))
         self.loopback()
 
     def do(self, statement, seconds=WATCHDOG):
