@@ -5,6 +5,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 from helpers import Survivor, start, until  # noqa: F401
 from hosts import hosts_can_be_made  # noqa: F401
-from test_cli import COMMANDS, run
+from test_cli import run
 
 import vbus
 from vbus.doctor import meeting as rooms
 from vbus.doctor import sockets
 
+COMMANDS = "every command with `--domain`, `--secret-file`, `--json` (one object per line)"
+STATUS = "Exit status 0 ok, 1 failed, 2 usage, 130 after Ctrl-C"
 ASKED = 4 << 20
 RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 
@@ -71,6 +74,7 @@ def test_a_machine_that_is_well_is_told_so_with_the_numbers(join, domain, meetin
     assert people[-1] == "all is well" or people[-1].startswith("0 failed")
 
 
+@pytest.mark.contract(STATUS, "`str()` is doctor's line")
 def test_a_stuck_subscriber_is_no_failure_and_a_refused_node_is_one(join, domain, meeting):
     slow, source = join("slow"), join("source")
     subscriber = slow.subscriber("t", depth=1)
@@ -92,6 +96,18 @@ def test_a_stuck_subscriber_is_no_failure_and_a_refused_node_is_one(join, domain
     people = run("doctor", "--wait", "0.5", "--domain", domain, meeting=meeting)
     assert people.stdout.splitlines()[-1].startswith("1 failed")
     assert any(line.startswith("failed  shm:") and "refused" in line for line in people.stdout.splitlines())
+
+
+def test_a_peer_that_says_nothing_is_a_failure_with_the_port_to_open(domain, meeting, monkeypatch):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("VBUS_PEERS", f"127.0.0.1:{port}")
+        said = doctor(meeting, "--domain", domain, "--wait", "4", status=1)
+    (finding,) = said[None]
+    assert (finding["peer"], finding["verdict"]) == (f"127.0.0.1:{port}", "failed")
+    assert f"sudo ufw allow {port}/udp" in finding["remedy"]
+    assert said["peers"][0]["looked"].startswith("on, 1 named")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody who may not write")

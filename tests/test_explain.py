@@ -252,6 +252,7 @@ def test_who_turned_memory_off_is_told_apart_from_who_cannot(join, meeting):
     assert [it.path for it in there.explain()] == ["udp"], "who turned it off knows that"
 
 
+@pytest.mark.contract('`verdict` is `"used" "standby" "failed" "refused" "off"`')
 def test_neighbours_that_could_use_the_network_too_have_it_on_standby(join):
     here = join("here", listen="127.0.0.1:0")
     there = join("there", listen="127.0.0.1:0", peers=[here.addresses[0]])

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vbus.doctor import Check, of_machine, of_node
-from vbus.errors import ConfigError, Error
+from vbus.errors import Error
 
 from .joining import join
 from .output import for_json, print_json, print_line
@@ -31,15 +31,14 @@ def run(options: argparse.Namespace) -> int:
             checks += of_node(node)
             findings = _worth_telling(node.explain(), node.id)
             checks.append(_peers([peer.path for peer in node.peers()], node.domain))
-    except ConfigError:
-        raise
     except Error as error:
         what, _, remedy = str(error).rpartition("; ")
         checks.append(Check("node", "failed", what, remedy))
-    for its in (*checks, *findings):
+    told: list[Check | Finding] = [*checks, *findings]
+    for its in told:
         _tell(its, as_json=options.json)
-    failed = sum(_mark(its) == "failed" for its in (*checks, *findings))
-    notes = sum(_mark(its) == "note" for its in (*checks, *findings))
+    marks = [_mark(its) for its in told]
+    failed, notes = marks.count("failed"), marks.count("note")
     if not options.json:
         print_line(f"{failed} failed, {notes} could be better" if failed or notes else "all is well")
     return 1 if failed else 0

@@ -29,6 +29,6 @@ def run(options: argparse.Namespace) -> int:
         print_line(
             f"nobody else is here, in domain {domain!r} or another; start the other program; on "
             "one host both need a common meeting directory (`vbus shm ls`), on two one secret, and `peers` "
-            "where there is no multicast"
+            "where there is no multicast; `vbus doctor` examines this machine"
         )
     return 0

@@ -36,6 +36,8 @@ const TARGETS_MAX: usize = 4096;
 const ADDRESSES_MAX: usize = 256;
 /// Peers whose addresses are remembered.
 const MET_MAX: usize = 1024;
+/// Who was not heard for so long does not answer.
+const LONG: Duration = Duration::from_secs(2);
 /// How they were found.
 const MET: &str = "met";
 /// Anybody may announce anything: of what is found so, so many addresses are tried at a time, the latest and those
@@ -82,8 +84,8 @@ struct Place {
     address: SocketAddr,
     stage: Stage,
     tries: u32,
-    /// The last attempt was answered by nobody.
-    is_unanswered: bool,
+    /// Since when it was tried in vain.
+    asked: Option<Time>,
     /// Who is there shares memory with us.
     near: Option<Id>,
     /// When it was tried last.
@@ -101,8 +103,8 @@ pub struct Unanswered {
     pub heard: Duration,
     /// Where it was tried.
     pub addresses: Vec<SocketAddr>,
-    /// How often, at the address that was tried most.
-    pub tries: u32,
+    /// For how long.
+    pub waited: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -275,6 +277,7 @@ impl Targets {
         let is_idle = |place: &&mut Place| place.address == address && place.stage.time().is_some();
         for place in self.places_mut().filter(is_idle) {
             (place.stage, place.tried) = (Stage::Trying(attempt), now);
+            place.asked.get_or_insert(now);
         }
         self.is_stale = true;
     }
@@ -319,21 +322,23 @@ impl Targets {
 
     /// Names that were given or found, and that lead to nobody: none of their addresses answers.
     pub(super) fn unanswered(&self, now: Time) -> Vec<Unanswered> {
+        let waited = |its: &Place| its.asked.map(|since| now.since(since));
+        let is_silent = |its: &&Place| waited(its).is_some_and(|time| time >= LONG);
         let leads = |its: &Place| {
-            matches!(its.stage, Stage::Met(_) | Stage::Resting(_)) || its.tries > 0 && !its.is_unanswered
+            matches!(its.stage, Stage::Met(_) | Stage::Resting(_)) || its.tries > 0 && its.asked.is_none()
         };
         let is_vain = |target: &&Target| {
             let mut places = target.places.iter();
-            target.source != MET && places.clone().any(|its| its.is_unanswered) && !places.any(leads)
+            target.source != MET && places.clone().any(|its| is_silent(&its)) && !places.any(leads)
         };
         let told = |target: &Target| {
-            let tried = target.places.iter().filter(|its| its.is_unanswered);
+            let silent = target.places.iter().filter(is_silent);
             Unanswered {
                 name: target.name.clone(),
                 source: target.source.clone(),
                 heard: now.since(target.heard),
-                addresses: tried.clone().map(|its| its.address).collect(),
-                tries: tried.map(|its| its.tries).max().unwrap_or(0),
+                addresses: silent.clone().map(|its| its.address).collect(),
+                waited: silent.filter_map(waited).max().unwrap_or_default(),
             }
         };
         self.all.iter().filter(is_vain).map(told).collect()
@@ -386,13 +391,15 @@ impl Stage {
 
 impl Place {
     fn new(address: SocketAddr, stage: Stage) -> Self {
-        Self { address, stage, tries: 0, is_unanswered: false, near: None, tried: Time::ZERO }
+        Self { address, stage, tries: 0, tried: Time::ZERO, asked: None, near: None }
     }
 
     /// An attempt to reach somebody here came to an end. `sought`: for so long a peer that was here is lost.
     fn conclude(&mut self, outcome: Outcome, now: Time, sought: Option<Duration>) {
         self.tries += 1;
-        self.is_unanswered = outcome == Outcome::Unanswered;
+        if outcome != Outcome::Unanswered {
+            self.asked = None;
+        }
         self.stage = match outcome {
             Outcome::Met(connection) => {
                 (self.tries, self.near) = (0, None);
@@ -499,12 +506,13 @@ mod tests {
         targets.began(address(HOME), Attempt(1), at(0));
         targets.began(address(SECOND), Attempt(2), at(0));
         assert_eq!(targets.unanswered(at(0)), [], "nobody had time to answer");
-        targets.on_outcome(Attempt(2), Outcome::Unanswered, at(0));
-        let [told] = &targets.unanswered(at(3000))[..] else { panic!("one name") };
-        assert_eq!((&*told.name, &told.addresses[..], told.tries), ("name", &[address(SECOND)][..], 1));
-        assert_eq!(told.heard, Duration::from_secs(3));
-        targets.on_outcome(Attempt(1), Outcome::Met(Connection(1)), at(0));
-        assert_eq!(targets.unanswered(at(0)), [], "somebody is there");
+        let [told] = &targets.unanswered(at(2000))[..] else { panic!("one name") };
+        assert_eq!((&*told.name, &told.addresses[..]), ("name", &[address(HOME), address(SECOND)][..]));
+        assert_eq!((told.heard, told.waited), (Duration::from_secs(2), Duration::from_secs(2)));
+        targets.on_outcome(Attempt(2), Outcome::Unanswered, at(10_000));
+        assert_eq!(targets.unanswered(at(11_000))[0].waited, Duration::from_secs(11));
+        targets.on_outcome(Attempt(1), Outcome::Met(Connection(1)), at(11_000));
+        assert_eq!(targets.unanswered(at(20_000)), [], "somebody is there");
     }
 
     /// It was reached ten times a second, for ever.

@@ -15,9 +15,9 @@ use crate::udp::{self, Echo, Exit, knock};
 
 /// How long to knock where nobody answers.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Names that lead to nobody, and addresses of each, that are looked into.
-const NAMES_MAX: usize = 16;
-const ADDRESSES_MAX: usize = 4;
+/// Names that lead to nobody, and addresses of each, that are looked into: anybody may announce more by mDNS.
+const NAMES_MAX: usize = 32;
+const ADDRESSES_MAX: usize = 2;
 /// A search for the path's MTU ends when it is so close.
 const CLOSE: usize = 16;
 
@@ -158,8 +158,10 @@ pub(super) fn nowhere_to_meet(core: &NodeCore, state: &State) -> Option<Finding>
 
 /// Names that lead to nobody. Knocks there, so it takes a moment.
 pub(super) fn unreached(survey: &Survey, is_peer: impl Fn(&str) -> bool) -> Vec<Finding> {
-    let lost: Vec<&Unanswered> =
-        survey.unanswered.iter().filter(|its| !is_peer(&its.name)).take(NAMES_MAX).collect();
+    let mut lost: Vec<&Unanswered> = survey.unanswered.iter().filter(|its| !is_peer(&its.name)).collect();
+    // What the user wrote comes first.
+    lost.sort_by_key(|its| its.source == "mdns");
+    lost.truncate(NAMES_MAX);
     let asked: Vec<SocketAddr> =
         lost.iter().flat_map(|its| its.addresses.iter().take(ADDRESSES_MAX)).copied().collect();
     let mut echoes = knock(&asked, PATIENCE).into_iter();
@@ -182,8 +184,8 @@ fn why_unanswered(its: &Unanswered, echo: Echo, address: SocketAddr) -> (String,
     } else {
         "nobody answers".to_owned()
     };
-    let tries = if its.tries == 1 { "1 try".to_owned() } else { format!("{} tries", its.tries) };
-    let begin = format!("{found} at {} ({tries})", written(its.addresses.iter().copied()));
+    let begin =
+        format!("{found} at {} for {} s", written(its.addresses.iter().copied()), its.waited.as_secs());
     let let_in = format!(
         "on {host}: sudo ufw allow {port}/udp  # or: sudo nft insert rule inet filter input udp dport {port} accept"
     );
@@ -210,13 +212,13 @@ fn why_unanswered(its: &Unanswered, echo: Echo, address: SocketAddr) -> (String,
         ),
         Echo::Silent if by_mdns => (
             format!(
-                "{begin} and nothing comes back, not even a refusal: a firewall drops UDP there or on the way"
+                "{begin}, and nothing comes back, not even a refusal: a firewall drops UDP there or on the way"
             ),
             format!("{let_in}; {fixed}"),
         ),
         Echo::Silent => (
             format!(
-                "{begin} and nothing comes back, not even a refusal: a firewall drops UDP, or the host is down"
+                "{begin}, and nothing comes back, not even a refusal: a firewall drops UDP, or the host is down"
             ),
             format!("{let_in}; or correct `peers`"),
         ),
