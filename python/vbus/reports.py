@@ -81,9 +81,9 @@ def findings(
         known = peers.get(who)
         if wanted is None or wanted in (who, known.name if known else None):
             found.append(Finding(known or who, about, path, verdict, reason, remedy))
-    hindered = troubles(ways, Peer(*core.self_tuple()))
-    found += [its for its in hindered if wanted is None or wanted in _names(its.peer)]
-    if wanted is not None and not found:
+    own = Peer(*core.self_tuple())
+    found += [its for its in troubles(ways, own) if wanted is None or wanted in _names(its.peer)]
+    if wanted is not None and not found and wanted not in _names(own):
         reason = f"none of the {len(peers) - 1} connected peers and no stranger is known by this name"
         remedy = "look at `vbus nodes`; check its domain, its secret and its directories"
         found.append(Finding(wanted, topic, "shm", "failed", reason, remedy))

@@ -35,7 +35,7 @@ def directories(found: list[tuple[str, str | None]], near: int) -> list[Check]:
 
 def _users(usable: list[str]) -> Check:
     """Who of this machine gets at them. A secret does not keep out a user who passes on what others say."""
-    everyone = [path for path in usable if Path(path).stat().st_mode & OPEN_TO_ALL]
+    everyone = [path for path in usable if _mode(path) & OPEN_TO_ALL]
     if not everyone:
         return Check("users", "ok", f"only who may write to {', '.join(usable)} meets us in memory")
     one_user = "`install -d -m 700 ~/.vbus; export VBUS_SHM=~/.vbus` is for one user"
@@ -65,6 +65,13 @@ def _living(path: str) -> str:
         return str(error)
     others = max(0, states.count("alive") - 1)
     return f"{others} other {'node' if others == 1 else 'nodes'}"
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0  # it has just gone
 
 
 def _is_container() -> bool:
