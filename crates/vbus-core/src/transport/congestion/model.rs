@@ -273,9 +273,15 @@ impl Model {
         match self.giving_way {
             // What is seen now is the queue of a round ago. In two rounds it is to be gone, and no more than it.
             Some(way) if self.rounds.count < way.last + 2 => floor / (1.0 - way.excess / 2.0),
-            // A queue that shortens is followed at once, lest the path run empty.
-            _ => self.recent.min(self.latest).as_secs_f64().max(floor),
+            // After that, what is still seen of it would slow us once more, and the path would run empty.
+            Some(_) => self.remembered().min(floor + self.floor.margin().as_secs_f64()).max(floor),
+            None => self.remembered().max(floor),
         }
+    }
+
+    /// The round trip of the last few samples, but no longer than the last: a queue that shortens is followed at once.
+    fn remembered(&self) -> f64 {
+        self.recent.min(self.latest).as_secs_f64()
     }
 
     fn on_round(&mut self, ack: &AckEvent) {
