@@ -168,14 +168,13 @@ def table(reports: Reports) -> "Table":
     from rich.table import Table
 
     result = Table(caption="\n".join(reports.says()), caption_justify="left")
-    for title in ("topic", "from", "to", "path", "found by", "zero-copy"):
+    for title in ("topic", "from", "to", "path", "found by"):
         result.add_column(title)
-    for title in ("rate /s", "MB/s", "p50", "p99", "drops"):
+    for title in ("rate /s", "p50", "p99", "drops"):
         result.add_column(title, justify="right")
     for row in reports.rows():
         result.add_row(
-            *(row["topic"], row["from"], row["to"], row["path"], row["found_by"], row["zero_copy"]),
-            *(f"{row['rate']:.1f}", f"{row['mb_per_second']:.3f}"),
+            *(row["topic"], row["from"], row["to"], row["path"], row["found_by"], f"{row['rate']:.1f}"),
             *(milliseconds(row["p50_ms"]), milliseconds(row["p99_ms"]), str(row["drops"])),
         )
     return result
