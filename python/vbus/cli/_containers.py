@@ -149,14 +149,24 @@ class Engine:
 
     def make_network(self) -> str:
         """A network of the engine's own, which leads nowhere; its name. It was seen to work."""
+        # Podman without plugins makes networks that it can neither use nor remove.
+        self._try_network("bridge")
         name = f"vbus-{secrets.token_hex(4)}"
         self.call("network", "create", "--internal", name)
-        command = self.command(["-c", "import vbus"], name=f"{name}-probe", network=name)
+        try:
+            self._try_network(name)
+        except BaseException:
+            self.remove_network(name)
+            raise
+        return name
+
+    def _try_network(self, network: str) -> None:
+        command = self.command(
+            ["-c", "import vbus"], name=f"vbus-probe-{secrets.token_hex(4)}", network=network
+        )
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROBE_LIMIT_S)
         if done.returncode:
-            self.remove_network(name)
             raise NoContainersError(last_line(done.stderr))
-        return name
 
     def remove_network(self, name: str) -> None:
         """Nothing of it is left."""
