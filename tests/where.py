@@ -30,7 +30,7 @@ software, and are many times slower than real ones. Where they do not talk, the 
 SECTIONS = (
     ("Virtual machines", re.compile("virtual machine")),
     ("Containers", re.compile("container|pod")),
-    ("Programs of one host", re.compile("process|user|director|one host")),
+    ("Programs of one host", re.compile("process")),
     ("Hosts", re.compile("")),
 )
 """The first that matches has it."""
