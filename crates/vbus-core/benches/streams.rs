@@ -79,10 +79,10 @@ fn main() {
     for (length, count, room) in [(64, 2_000_000u64, 1400), (1000, 500_000, 1400), (1 << 20, 1000, 1400)] {
         let mut sender = Node { waiting: count, length, ..Node::default() };
         let mut receiver = Node::default();
-        let mut out = Streams::<Node>::new(Connection(1), 256);
-        let mut into = Streams::<Node>::new(Connection(1), 256);
+        let mut out = Streams::<Node>::new(Connection(1), 256, 256);
+        let mut into = Streams::<Node>::new(Connection(1), 256, 256);
         let now = Time::from_nanos(1);
-        let stream = out.open(spec);
+        let stream = out.open(spec).expect("one");
         assert!(into.accept(now, &mut receiver, stream, spec));
         out.ready(stream);
         let (mut packet, mut sent): (Vec<u8>, Vec<SentFrame>) = (Vec::new(), Vec::new());

@@ -111,3 +111,54 @@ fn a_full_far_subscriber_blocks_and_room_goes_on() {
     let stats = publisher.stats();
     assert_eq!((stats.links[0].sent, stats.links[0].delivered), (sent, sent));
 }
+
+#[test]
+fn five_thousand_publishers_reach_one_peer() {
+    const MANY: usize = 5000;
+    // Each publisher has a segment of its own at both ends.
+    let there = far_node("there", 1 << 30);
+    let here = far_node("here", 1 << 30);
+    here.add_peer("there", vec![address(&there)], "peers");
+    assert!(here.wait_for_peers(1, PATIENCE));
+    let subscriber = there.subscriber("many/*", "", Qos::default(), None).expect("a subscriber");
+    let publishers: Vec<_> = (0..MANY)
+        .map(|at| here.publisher(&format!("many/{at}"), "", Qos::default()).expect("a publisher"))
+        .collect();
+    for publisher in &publishers {
+        assert!(publisher.wait_for_subscribers(1, PATIENCE));
+        publish(publisher, publisher.topic().as_bytes());
+    }
+    let mut topics: Vec<String> = (0..MANY)
+        .map(|_| {
+            let sample = receive(&subscriber);
+            assert_eq!(sample.payload(), sample.source().topic.as_bytes());
+            sample.source().topic.to_string()
+        })
+        .collect();
+    topics.sort();
+    topics.dedup();
+    assert_eq!(topics.len(), MANY);
+}
+
+#[test]
+fn publishers_for_which_a_far_node_has_no_memory_wait_for_those_that_close() {
+    // Half of it is for 16 streams, and all of it for the segments of eight.
+    let there = far_node("there", 512 << 10);
+    let here = node("here", &[&there]);
+    assert!(here.wait_for_peers(1, PATIENCE));
+    let subscriber = there.subscriber("t/*", "", Qos::default(), None).expect("a subscriber");
+    let mut publishers: Vec<_> = (0..20)
+        .map(|at| here.publisher(&format!("t/{at}"), "", Qos::default()).expect("a publisher"))
+        .collect();
+    for (at, publisher) in publishers.iter().enumerate() {
+        assert!(publisher.wait_for_subscribers(1, PATIENCE));
+        publish(publisher, &[at as u8]);
+    }
+    let mut came: Vec<u8> = (0..16).map(|_| receive(&subscriber).payload()[0]).collect();
+    // Those that came close, and the others get their places.
+    publishers.retain(|its| !came.iter().any(|at| its.topic() == format!("t/{at}")));
+    assert_eq!(publishers.len(), 4);
+    came.extend((0..4).map(|_| receive(&subscriber).payload()[0]));
+    came.sort_unstable();
+    assert_eq!(came, (0..20).collect::<Vec<u8>>());
+}

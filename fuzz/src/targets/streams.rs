@@ -16,7 +16,7 @@ const STREAMS: usize = 16;
 pub fn run(bytes: &[u8]) {
     let mut story = Story(bytes);
     let mut app = App::new(MEMORY);
-    let mut streams: Streams<App> = Streams::new(PEER, STREAMS);
+    let mut streams: Streams<App> = Streams::new(PEER, STREAMS, 100);
     let mut now = Time::from_nanos(1);
     let mut ours = Vec::new();
     let mut under_way: Vec<SentFrame> = Vec::new();
@@ -36,7 +36,7 @@ pub fn run(bytes: &[u8]) {
                 streams.accept(now, &mut app, stream, story.spec());
             }
             8 => streams.stop(&mut app, StreamId(story.byte().into())),
-            9 if ours.len() < 200 => ours.push(streams.open(story.spec())),
+            9 if ours.len() < 200 => ours.extend(streams.open(story.spec())),
             10 => {
                 let Some(&stream) = ours.get(story.below(ours.len())) else { continue };
                 let body_len = u64::from(story.byte()) << (story.byte() % 12);

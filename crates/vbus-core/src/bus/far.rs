@@ -13,15 +13,13 @@ use super::qos::Offer;
 use super::state::{Figures, State};
 use super::topic;
 use crate::base::id::Id;
+use crate::transport::config::STREAMS_MAX;
 use crate::transport::{StreamId, StreamSpec};
 use crate::wire::control::{Message, WireQos};
 use crate::wire::far::{Far, Fate};
 
 /// Figures of publishers that one peer may tell.
 const FIGURES_MAX: usize = 1 << 16;
-/// Streams that one peer may have open to us: as many as its transport lets it.
-const STREAMS_MAX: usize = 4096;
-
 /// What a far peer said. An error ends the connection.
 pub(super) fn on_far(core: &Arc<NodeCore>, state: &mut State, peer: Id, far: Far) -> Result<(), String> {
     let Some(neighbour) = state.neighbours.get_mut(&peer) else { return Ok(()) };

@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blocked::PublishError;
 use super::interest;
 use super::loan::Place;
 use super::node::NodeCore;
 use super::outbox::{Filled, Outbox};
 use super::pair::{Pair, PeerInfo};
 use super::publisher::{PublisherCore, monotonic_ns};
-use super::qos::Offer;
+use super::qos::{Offer, OnFull};
 use super::stats::COUNT_MAX;
 use super::subscriber::SubscriberCore;
 use crate::base::atomics::Ordering;
@@ -55,6 +56,8 @@ struct State {
     waiting: VecDeque<Arriving>,
     /// Since when there is none, if anything waits.
     since_ns: Option<u64>,
+    /// It is memory that is missing, which others have.
+    is_short: bool,
     /// Messages that were published here, or will not come.
     settled: u64,
     /// The publisher closed, and everything came.
@@ -355,6 +358,12 @@ impl Mirror {
         state.since_ns.is_some_and(|since_ns| !is_long(since_ns, monotonic_ns()))
     }
 
+    /// Whether something waits for memory that others have, of whose return nobody tells.
+    pub(super) fn is_short(&self) -> bool {
+        let state = self.state.lock();
+        state.is_short && !state.waiting.is_empty()
+    }
+
     /// Messages will not come.
     pub(super) fn skipped(&self, count: u64) {
         let mut state = self.state.lock();
@@ -421,7 +430,12 @@ impl Mirror {
                     core.ask_everyone(&mut outbox);
                     return Some(message);
                 }
-                // Nobody holds any of it: others of the node's mirrors do, or history. It is dropped and counted.
+                // Others of the node's mirrors hold it, from which it comes back.
+                Err(error) if self.waits_for_others(&outbox, &error) => {
+                    state.is_short = true;
+                    return Some(message);
+                }
+                // History does, or there never is so much. It is dropped and counted.
                 Err(_) => {}
             }
         }
@@ -436,7 +450,7 @@ impl Mirror {
         if let Some(counts) = counts {
             self.on_counts(state, &mut outbox, counts);
         }
-        state.since_ns = None;
+        (state.since_ns, state.is_short) = (None, false);
         let next = outbox.sequence;
         outbox.sequence = head.sequence;
         let born = now_ns.saturating_sub(u64::from(head.age_us) * 1000).max(1);
@@ -447,6 +461,13 @@ impl Mirror {
         outbox.sequence = outbox.sequence.max(next);
         core.ask_no_more(&outbox);
         None
+    }
+
+    /// Whether memory comes back that another mirror has, and somebody must not miss what needs it.
+    fn waits_for_others(&self, outbox: &Outbox, error: &PublishError) -> bool {
+        let is_too_large = matches!(error, PublishError::TooLargeForNode { .. });
+        let blocks = outbox.open_links().any(|(_, link)| link.agreed.on_full == OnFull::Block);
+        blocks && !is_too_large && self.core.offer.history == 0
     }
 
     /// The publisher said what it dropped so far.

@@ -25,6 +25,7 @@ mod out_link;
 mod outbox;
 mod pair;
 mod parting;
+mod promises;
 mod publisher;
 pub mod pump;
 pub mod qos;

@@ -3,7 +3,7 @@
 //! A turn takes what came from the socket, what publishers pushed, what waits for peers and what was ordered, and
 //! sends as much as the transport lets go. Between turns the driver sleeps, and whoever has something for it rings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::events::Event as BusEvent;
 use super::forward::FarLink;
 use super::ground::Ground;
 use super::hearing::on_message;
-use super::mirror::{PATIENCE, next_report};
+use super::mirror::{Mirror, PATIENCE, next_report};
 use super::net::{Net, Order};
 use super::node::NodeCore;
 use super::pair::{Item, Pair};
@@ -26,6 +26,7 @@ use super::traffic::Traffic;
 use super::whereabouts::Whereabouts;
 use crate::base::atomics::{Ordering, fence};
 use crate::base::id::Id;
+use crate::base::notice::Level;
 use crate::base::time::Time;
 use crate::transport::{Connection, Endpoint, Event, Lost};
 use crate::udp::normal;
@@ -45,6 +46,8 @@ const MISSED: Duration = Duration::from_secs(1);
 const DOUBTED: Duration = Duration::from_secs(5);
 /// It is looked for those so often at most.
 const MISSED_PAUSE: Duration = Duration::from_millis(500);
+/// The same for a stream, while one waits to be taken.
+const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a message of control that travel at once; a first byte says whether more follows.
 const PIECE: usize = 60 << 10;
 
@@ -59,6 +62,10 @@ pub(super) struct Remote {
     /// The socket takes nothing until it is writable.
     is_blocked: bool,
     pairs: HashMap<Connection, Arc<Pair>>,
+    /// Links that wait for a stream, as their peers take no more; and streams of peers that wait for memory.
+    unopened: VecDeque<(Connection, Arc<FarLink>)>,
+    unaccepted: VecDeque<(Connection, Arc<Mirror>)>,
+    accept_due: Time,
     /// Messages of control of which not all came.
     pieces: HashMap<Connection, Vec<u8>>,
     targets: Targets,
@@ -71,6 +78,8 @@ pub(super) struct Remote {
     rtt_due: Time,
     /// Something happened since.
     rtt_is_old: bool,
+    /// Samples that came wait for memory.
+    is_short: bool,
     spin: Spin,
 }
 
@@ -92,6 +101,9 @@ impl Remote {
             is_restless: false,
             is_blocked: false,
             pairs: HashMap::new(),
+            unopened: VecDeque::new(),
+            unaccepted: VecDeque::new(),
+            accept_due: Time::ZERO,
             pieces: HashMap::new(),
             targets: Targets::default(),
             whereabouts,
@@ -100,6 +112,7 @@ impl Remote {
             looks: 0,
             rtt_due: Time::ZERO,
             rtt_is_old: false,
+            is_short: false,
             spin: Spin::default(),
         })
     }
@@ -155,11 +168,12 @@ impl Remote {
 
     /// How long it may sleep; `None` is for ever.
     pub(super) fn timeout(&mut self) -> Option<Duration> {
-        let memory = self.traffic.is_hungry().then(|| now() + MEMORY_PAUSE);
+        let memory = (self.traffic.is_hungry() || self.is_short).then(|| now() + MEMORY_PAUSE);
         let rtt = self.rtt_is_old.then_some(self.rtt_due);
         let room = self.traffic.is_patient().then(|| now() + PATIENCE);
         let (targets, place) = (self.targets.timeout(), self.whereabouts.timeout());
-        let times = [self.endpoint.timeout(), self.report, targets, place, memory, rtt, room];
+        let floor = (!self.unaccepted.is_empty()).then_some(self.accept_due);
+        let times = [self.endpoint.timeout(), self.report, targets, place, memory, floor, rtt, room];
         times.into_iter().flatten().min().map(|at| at.since(now()))
     }
 
@@ -179,7 +193,12 @@ impl Remote {
         if self.traffic.is_hungry() {
             self.traffic.feed();
             self.endpoint.memory_freed(now(), &mut self.traffic);
+            self.break_off_the_idle();
         }
+        if !self.unaccepted.is_empty() && self.accept_due <= now() {
+            self.accept_more();
+        }
+        self.open_more();
         self.go_on();
         loop {
             self.follow_orders();
@@ -266,7 +285,9 @@ impl Remote {
             return;
         }
         let connection = link.connection;
-        let Some(stream) = self.endpoint.open_stream(connection, link.settle()) else { return };
+        let Some(stream) = self.endpoint.open_stream(connection, link.settle()) else {
+            return self.put_off(pair, link);
+        };
         self.traffic.add_out(stream, Arc::clone(&link));
         if let Some(neighbour) = self.core.state.lock().neighbours.get_mut(&pair.peer.id) {
             neighbour.far_out.insert(stream.0, Arc::clone(&link));
@@ -276,6 +297,93 @@ impl Remote {
         }
         self.traffic.touch(connection, stream);
         self.endpoint.stream_ready(connection, stream);
+    }
+
+    /// Until another stream is over.
+    fn put_off(&mut self, pair: &Pair, link: Arc<FarLink>) {
+        let connection = link.connection;
+        if self.endpoint.connections().all(|its| its != connection) {
+            return;
+        }
+        self.core.notices.tell(Level::Warning, &format!("streams {}", pair.peer.id), || {
+            format!(
+                "{:?} takes no more publishers of this node at once; {:?} and others wait until some are closed",
+                pair.peer.name, link.topic
+            )
+        });
+        self.unopened.push_back((connection, link));
+    }
+
+    /// Opens streams that had to wait.
+    fn open_more(&mut self) {
+        for _ in 0..self.unopened.len() {
+            let Some((connection, link)) = self.unopened.pop_front() else { return };
+            if let Some(pair) = self.pairs.get(&connection).cloned() {
+                self.open_stream(&pair, link);
+            }
+        }
+    }
+
+    /// Takes a stream of a peer, or lets it wait for memory.
+    fn accept(&mut self, connection: Connection, mirror: Arc<Mirror>) {
+        let (stream, spec) = (mirror.stream, mirror.spec());
+        self.traffic.take_lack();
+        if self.endpoint.accept_stream(now(), &mut self.traffic, connection, stream, spec) {
+            return;
+        }
+        if !self.traffic.take_lack() {
+            return self.endpoint.stop_stream(&mut self.traffic, connection, stream);
+        }
+        self.core.notices.tell(Level::Warning, "no memory for streams", || {
+            format!(
+                "there is no memory for all far publishers at once: {:?} and perhaps others wait until some \
+                 comes back; raise `memory`, which is {} bytes",
+                mirror.core.topic,
+                self.core.far_budget.limit()
+            )
+        });
+        self.unaccepted.push_back((connection, mirror));
+    }
+
+    /// Takes streams that had to wait, as far as there is memory.
+    fn accept_more(&mut self) {
+        let mut waiting = std::mem::take(&mut self.unaccepted);
+        while self.unaccepted.is_empty()
+            && let Some((connection, mirror)) = waiting.pop_front()
+        {
+            self.accept(connection, mirror);
+        }
+        self.unaccepted.append(&mut waiting);
+        if !self.unaccepted.is_empty() {
+            self.accept_due = now() + FLOOR_PAUSE;
+            self.break_off_the_idle();
+        }
+    }
+
+    /// Whoever asked for memory and leaves it unused is no peer, if others wait for it.
+    fn break_off_the_idle(&mut self) {
+        let is_short = self.traffic.is_hungry() || !self.unaccepted.is_empty();
+        if let Some((connection, bytes)) = self.traffic.unused().filter(|_| is_short)
+            && let Some(pair) = self.pairs.get(&connection)
+        {
+            pair.break_off(format!(
+                "it asked for memory for {bytes} bytes, sent nothing, and others wait for it"
+            ));
+        }
+    }
+
+    /// A connection is gone.
+    fn forget_waiting(&mut self, connection: Connection) {
+        self.unaccepted.retain(|(its, _)| *its != connection);
+        let pair = self.pairs.get(&connection).cloned();
+        let gone: Vec<_> = self.unopened.iter().filter(|(its, _)| *its == connection).cloned().collect();
+        self.unopened.retain(|(its, _)| *its != connection);
+        for (_, link) in gone {
+            if let (Some(owner), Some(pair)) = (link.owner(), &pair) {
+                owner.lose_far(&link, pair);
+            }
+            self.net.remove_link(&link);
+        }
     }
 
     fn follow_orders(&mut self) {
@@ -292,14 +400,17 @@ impl Remote {
                 Order::Survey => self.net.surveys.on_answer(self.survey()),
                 Order::Accept(connection, mirror) => {
                     self.traffic.add_incoming(connection, Arc::clone(&mirror));
-                    let (stream, spec) = (mirror.stream, mirror.spec());
-                    if !self.endpoint.accept_stream(now(), &mut self.traffic, connection, stream, spec) {
-                        self.endpoint.stop_stream(&mut self.traffic, connection, stream);
+                    // Whoever waits already comes first.
+                    if self.unaccepted.is_empty() {
+                        self.accept(connection, mirror);
+                    } else {
+                        self.unaccepted.push_back((connection, mirror));
                     }
                 }
                 Order::Forget(connection, mirror) => {
                     self.endpoint.stop_stream(&mut self.traffic, connection, mirror.stream);
                     self.traffic.remove_incoming(connection, mirror.stream);
+                    self.unaccepted.retain(|(_, its)| !Arc::ptr_eq(its, &mirror));
                     if let Some(neighbour) = self.core.state.lock().neighbours.get_mut(&mirror.peer()) {
                         neighbour.mirrors.remove(&mirror.stream.0);
                     }
@@ -322,6 +433,7 @@ impl Remote {
                     {
                         self.targets.forget(pair.peer.id);
                     }
+                    self.forget_waiting(connection);
                     self.pairs.remove(&connection);
                     self.pieces.remove(&connection);
                     self.endpoint.close(now(), &mut self.traffic, connection);
@@ -334,6 +446,7 @@ impl Remote {
 
     /// Publishes what waited for room.
     fn go_on(&mut self) {
+        self.is_short = self.traffic.is_short();
         if self.traffic.tend_orphans() {
             self.endpoint.memory_freed(now(), &mut self.traffic);
         }
@@ -486,6 +599,7 @@ impl Remote {
             Event::Observed { address, .. } => self.on_observed(Some(address)),
             Event::Control { connection, bytes } => self.hear(connection, bytes),
             Event::Lost { connection, why, .. } => {
+                self.forget_waiting(connection);
                 self.traffic.forget(connection);
                 self.targets.on_lost(connection, now());
                 match self.pairs.get(&connection).map(|pair| pair.peer.id) {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::forward::{Departing, FarLink};
 use super::mirror::{Arriving, LARGE, Mirror};
 use super::node::NodeCore;
+use super::promises::Promises;
+use super::publisher::monotonic_ns;
 use crate::base::atomics::Ordering;
 use crate::base::time::Time;
 use crate::transport::{
@@ -15,6 +17,9 @@ use crate::transport::{
 
 /// Publishers that are gone with their peers, while some of what came of them waits for room.
 const ORPHANS_MAX: usize = 1024;
+/// Mirrors are asked for idle memory, for the sake of speed, so often at most.
+const ASK_PAUSE_NS: u64 = 20_000_000;
+
 type Key = (Connection, StreamId);
 
 /// Streams and what is behind them.
@@ -36,8 +41,12 @@ pub(super) struct Traffic {
     orphans: Vec<Arc<Mirror>>,
     /// Streams of ours that were asked for messages.
     touched: HashSet<Key>,
-    /// Bytes that were promised to senders.
-    reserved: u64,
+    /// What was promised to senders.
+    promises: Promises,
+    /// When all were last asked for memory that they do not use.
+    asked_ns: u64,
+    /// The last floor that was asked for was not there.
+    lacks_floor: bool,
     /// A message waits for memory that was not there.
     hungry: bool,
 }
@@ -55,7 +64,9 @@ impl Traffic {
             waiting: HashSet::new(),
             orphans: Vec::new(),
             touched: HashSet::new(),
-            reserved: 0,
+            promises: Promises::default(),
+            asked_ns: 0,
+            lacks_floor: false,
             hungry: false,
         }
     }
@@ -63,13 +74,23 @@ impl Traffic {
     /// Bytes of memory for far samples that are used or promised.
     fn in_use(&self) -> u64 {
         // What is being put together was promised, and has its slot already.
-        let promised = self.reserved.saturating_sub(self.core.arriving.load(Ordering::Relaxed));
+        let promised = self.promises.reserved().saturating_sub(self.core.arriving.load(Ordering::Relaxed));
         self.core.far_budget.used() + promised
     }
 
     /// Whether a message waits for memory.
     pub(super) fn is_hungry(&self) -> bool {
         self.hungry
+    }
+
+    /// Whether a floor was not there, since this was last asked.
+    pub(super) fn take_lack(&mut self) -> bool {
+        std::mem::take(&mut self.lacks_floor)
+    }
+
+    /// Who keeps others from memory that it asked for and does not use, with how many bytes.
+    pub(super) fn unused(&self) -> Option<(Connection, u64)> {
+        self.promises.unused(monotonic_ns())
     }
 
     /// It is asked for again.
@@ -87,6 +108,16 @@ impl Traffic {
     pub(super) fn is_patient(&self) -> bool {
         let waiting = self.waiting.iter().filter_map(|key| self.incoming.get(key));
         waiting.chain(&self.orphans).any(|mirror| mirror.is_patient())
+    }
+
+    /// Whether some of them wait for memory that others have. Those give up what they do not use.
+    pub(super) fn is_short(&self) -> bool {
+        let waiting = self.waiting.iter().filter_map(|key| self.incoming.get(key));
+        let is_short = waiting.chain(&self.orphans).any(|mirror| mirror.is_short());
+        if is_short {
+            self.incoming.values().for_each(|mirror| mirror.give_up_idle());
+        }
+        is_short
     }
 
     /// No message of a stream waits any more.
@@ -107,36 +138,38 @@ impl Traffic {
     }
 
     pub(super) fn remove_incoming(&mut self, connection: Connection, stream: StreamId) {
+        self.promises.end((connection, stream));
         self.incoming.remove(&(connection, stream));
     }
 
     /// A peer is gone. What came of it and waits for room stays.
     pub(super) fn forget(&mut self, connection: Connection) {
         self.out.retain(|(its, _), _| *its != connection);
+        self.promises.forget(connection);
         for key in self.waiting.extract_if(|(its, _)| *its == connection) {
             if let Some(mirror) = self.incoming.remove(&key) {
-                self.reserved += mirror.waiting_bytes();
+                self.promises.keep(mirror.waiting_bytes());
                 self.orphans.push(mirror);
             }
         }
         self.incoming.retain(|(its, _), _| *its != connection);
         let too_many = self.orphans.len().saturating_sub(ORPHANS_MAX);
         for oldest in self.orphans.drain(..too_many) {
-            self.reserved = self.reserved.saturating_sub(oldest.waiting_bytes());
+            self.promises.let_go(oldest.waiting_bytes());
             oldest.give_up();
         }
     }
 
     /// Publishes what orphans have, as far as there is room. True: some of it went.
     pub(super) fn tend_orphans(&mut self) -> bool {
-        let before = self.reserved;
-        let reserved = &mut self.reserved;
+        let promises = &mut self.promises;
+        let before = promises.reserved();
         self.orphans.retain(|mirror| {
             let (gone, still) = mirror.go_on();
-            *reserved = reserved.saturating_sub(gone.into_iter().sum());
+            promises.let_go(gone.into_iter().sum());
             still
         });
-        self.reserved < before
+        promises.reserved() < before
     }
 
     /// A stream of ours is to be looked after.
@@ -167,6 +200,17 @@ impl Traffic {
         if let Some((_, mirror)) = self.filling.take() {
             mirror.announce();
         }
+    }
+
+    /// Whether it is worth asking all mirrors for memory that they do not use; for growth not again and again.
+    fn may_be_idle(&mut self, purpose: Purpose) -> bool {
+        let now_ns = monotonic_ns();
+        let is_soon = now_ns.saturating_sub(self.asked_ns) < ASK_PAUSE_NS;
+        if purpose == Purpose::Floor || purpose == Purpose::Growth && is_soon {
+            return false;
+        }
+        self.asked_ns = now_ns;
+        true
     }
 
     /// The mirror of a stream.
@@ -233,6 +277,7 @@ impl Application for Traffic {
         head_len: u32,
         body_len: u64,
     ) -> Result<Arriving, NoPlace> {
+        self.promises.on_used((connection, stream), u64::from(head_len) + body_len);
         let mirror = self.mirror((connection, stream)).ok_or(NoPlace)?;
         mirror.open(head_len, body_len)
     }
@@ -266,6 +311,7 @@ impl Application for Traffic {
 
     fn ended(&mut self, connection: Connection, stream: StreamId) {
         self.deliveries = true;
+        self.promises.end((connection, stream));
         if let Some(mirror) = self.incoming.get(&(connection, stream)) {
             mirror.on_ended();
         }
@@ -278,40 +324,32 @@ impl Application for Traffic {
         bytes: u64,
         purpose: Purpose,
     ) -> Reserved {
-        let limit = self.core.far_budget.limit();
-        // Half of a small memory is for single messages; what makes streams fast is the first to do without.
-        let most = match purpose {
-            Purpose::Floor => u64::MAX,
-            Purpose::Growth => limit / 2,
-            Purpose::Message(_) if bytes > limit => {
-                if let Some(mirror) = self.incoming.get(&(connection, stream)) {
-                    mirror.refuse();
-                }
-                return Reserved::Never;
-            }
-            Purpose::Message(_) => limit,
-        };
-        if self.in_use().saturating_add(bytes) > most {
+        let (key, limit) = ((connection, stream), self.core.far_budget.limit());
+        let mut answer = self.promises.may(bytes, purpose, limit, self.in_use());
+        if answer == Reserved::NotNow && self.may_be_idle(purpose) {
             self.incoming.values().for_each(|mirror| mirror.give_up_idle());
+            answer = self.promises.may(bytes, purpose, limit, self.in_use());
         }
         // Whoever has no room is not sent more.
-        if purpose != Purpose::Floor && self.waiting.contains(&(connection, stream)) {
+        if purpose != Purpose::Floor && answer == Reserved::Yes && self.waiting.contains(&key) {
             return Reserved::NotNow;
         }
-        // What nobody uses is all for a single message, however large.
-        let in_use = self.in_use();
-        if in_use.saturating_add(bytes) <= most || in_use == 0 {
-            self.reserved += bytes;
-            return Reserved::Yes;
+        match answer {
+            Reserved::Yes => self.promises.promise(key, bytes, purpose, monotonic_ns()),
+            Reserved::Never => self.incoming.get(&key).into_iter().for_each(|mirror| mirror.refuse()),
+            Reserved::NotNow => match purpose {
+                Purpose::Growth => {}
+                Purpose::Floor => self.lacks_floor = true,
+                Purpose::Message(_) => {
+                    self.hungry = true;
+                    self.incoming.values().for_each(|mirror| mirror.ask_for_memory());
+                }
+            },
         }
-        if matches!(purpose, Purpose::Message(_)) {
-            self.hungry = true;
-            self.incoming.values().for_each(|mirror| mirror.ask_for_memory());
-        }
-        Reserved::NotNow
+        answer
     }
 
-    fn unreserve(&mut self, _: Connection, _: StreamId, bytes: u64) {
-        self.reserved = self.reserved.saturating_sub(bytes);
+    fn unreserve(&mut self, connection: Connection, stream: StreamId, bytes: u64) {
+        self.promises.give_back((connection, stream), bytes);
     }
 }

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::mtu;
 
+/// Streams that a peer may have open to us, if nothing else is said. Each of the bus takes a mapping, of which a
+/// process has 65,530.
+pub const STREAMS_MAX: usize = 1 << 14;
+
 /// How an endpoint behaves. The default is what a node of the bus uses.
 #[derive(Clone, Debug)]
 pub struct EndpointConfig {
@@ -46,7 +50,7 @@ impl Default for EndpointConfig {
             connections_max: 1024,
             attempt: Duration::from_secs(10),
             mtu_hint: None,
-            streams_max: 4096,
+            streams_max: STREAMS_MAX,
         }
     }
 }

@@ -249,11 +249,9 @@ impl<A: Application> Endpoint<A> {
             datagram_max: config.datagram_max as u64,
             ack_delay_max: super::acks::DELAY_MAX,
             kept: config.kept,
-            control_credit: super::credit::CONTROL,
             streams_max: config.streams_max as u64,
             observed: Some(observed),
             words: config.words.clone(),
-            ack_every: u64::from(super::acks::PACKETS_MAX),
             ..Parameters::default()
         }
     }
@@ -486,10 +484,10 @@ impl<A: Application> Endpoint<A> {
         self.told.forget(peer);
         self.next_connection += 1;
         let serial = self.next_connection;
-        let streams_max = self.config.streams_max;
+        let (streams_max, streams_taken) = (self.config.streams_max, parameters.streams_max);
         let place = self.pairs.insert(|place| {
             let name = Connection(serial * PLACES + place as u64);
-            let streams = Streams::new(name, streams_max);
+            let streams = Streams::new(name, streams_max, streams_taken);
             let carrier = Carrier::Waiting { until: now };
             Pair { name, peer, ours, theirs, parameters, streams, carrier, is_new: true }
         });

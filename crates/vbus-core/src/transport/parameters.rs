@@ -5,14 +5,12 @@
 //!  1  largest datagram it takes, varint, bytes, at least 1200
 //!  2  longest delay of an acknowledgement, varint, µs, at most 1 s
 //!  3  kept time, varint, ms, from 1 s to 1 h
-//!  4  credit for control messages at first, varint, bytes
 //!  5  reset token, 16 bytes
 //!  6  epoch of what it knows of the other, 8 bytes, not 0
 //!  7  the other's epoch as it last knew it, 8 bytes; 0 none
 //!  8  streams that it takes at once, varint
 //!  9  the other's address as it sees it: 4 or 16 bytes, then the port, 2
 //! 10  words of the application, up to 900 bytes
-//! 11  packets that may wait for one acknowledgement, varint, at least 1
 //! 12  the other's id of the connection that this one is to replace, 4 bytes
 //! ```
 
@@ -38,8 +36,6 @@ pub struct Parameters {
     pub ack_delay_max: Duration,
     /// How long it keeps what belongs to a silent peer.
     pub kept: Duration,
-    /// Bytes of control messages that may be sent at once.
-    pub control_credit: u64,
     /// What proves that it knows a connection no more.
     pub reset_token: Option<[u8; 16]>,
     /// Names what it knows of the other; drawn when that began.
@@ -52,8 +48,6 @@ pub struct Parameters {
     pub observed: Option<SocketAddr>,
     /// What the applications say to each other.
     pub words: Vec<u8>,
-    /// Packets that may wait for one acknowledgement.
-    pub ack_every: u64,
     /// The connection, as the other calls it, that fell silent and is to be replaced.
     pub replaces: Option<[u8; 4]>,
 }
@@ -64,14 +58,12 @@ impl Default for Parameters {
             datagram_max: DATAGRAM_MAX,
             ack_delay_max: Duration::from_millis(25),
             kept: Duration::from_secs(15),
-            control_credit: 64 << 10,
             reset_token: None,
             epoch: None,
             known_epoch: None,
             streams_max: 4096,
             observed: None,
             words: Vec::new(),
-            ack_every: 64,
             replaces: None,
         }
     }
@@ -87,14 +79,7 @@ impl Parameters {
         let mut out = Vec::with_capacity(128 + self.words.len());
         let micros = u64::try_from(self.ack_delay_max.as_micros()).unwrap_or(u64::MAX);
         let millis = u64::try_from(self.kept.as_millis()).unwrap_or(u64::MAX);
-        let numbers = [
-            (1, self.datagram_max),
-            (2, micros),
-            (3, millis),
-            (4, self.control_credit),
-            (8, self.streams_max),
-            (11, self.ack_every),
-        ];
+        let numbers = [(1, self.datagram_max), (2, micros), (3, millis), (8, self.streams_max)];
         for (id, number) in numbers {
             let mut value = Vec::with_capacity(8);
             varint::write(&mut value, number.min(varint::MAX));
@@ -148,7 +133,6 @@ impl Parameters {
             1 => self.datagram_max = number(value)?.clamp(1200, DATAGRAM_MAX),
             2 => self.ack_delay_max = Duration::from_micros(number(value)?.min(1_000_000)),
             3 => self.kept = Duration::from_millis(number(value)?.clamp(1_000, 3_600_000)),
-            4 => self.control_credit = number(value)?,
             5 => self.reset_token = Some(value.try_into().ok()?),
             6 => self.epoch = epoch(value)?,
             7 => self.known_epoch = epoch(value)?,
@@ -164,7 +148,6 @@ impl Parameters {
             }
             10 if value.len() <= WORDS_MAX => self.words = value.to_vec(),
             10 => return None,
-            11 => self.ack_every = number(value)?.max(1),
             12 => self.replaces = Some(value.try_into().ok()?),
             _ => {}
         }
@@ -205,23 +188,20 @@ mod tests {
     }
 
     fn parameters() -> impl Strategy<Value = Parameters> {
-        let numbers =
-            (1200..=DATAGRAM_MAX, 0u64..=1_000_000, 1_000u64..=3_600_000, 0u64..1 << 62, 0u64..1 << 62);
+        let numbers = (1200..=DATAGRAM_MAX, 0u64..=1_000_000, 1_000u64..=3_600_000, 0u64..1 << 62);
         let epochs = || any::<Option<u64>>();
         let options = (any::<Option<[u8; 16]>>(), epochs(), epochs(), any::<Option<[u8; 4]>>());
         let rest = (proptest::option::of(addresses()), proptest::collection::vec(any::<u8>(), 0..=WORDS_MAX));
-        (numbers, options, rest, 1u64..1 << 62).prop_map(|(numbers, options, rest, ack_every)| Parameters {
+        (numbers, options, rest).prop_map(|(numbers, options, rest)| Parameters {
             datagram_max: numbers.0,
             ack_delay_max: Duration::from_micros(numbers.1),
             kept: Duration::from_millis(numbers.2),
-            control_credit: numbers.3,
-            streams_max: numbers.4,
+            streams_max: numbers.3,
             reset_token: options.0,
             epoch: options.1.filter(|&epoch| epoch != 0),
             known_epoch: options.2.filter(|&epoch| epoch != 0),
             observed: rest.0,
             words: rest.1,
-            ack_every,
             replaces: options.3,
         })
     }

@@ -33,9 +33,9 @@ impl<A: Application> Endpoint<A> {
         Some(answer)
     }
 
-    /// Opens a stream of ours. `None`: the connection is lost.
+    /// Opens a stream of ours. `None`: the connection is lost, or the peer takes no more at once.
     pub fn open_stream(&mut self, connection: Connection, spec: StreamSpec) -> Option<StreamId> {
-        self.with_streams(connection, |streams| streams.open(spec))
+        self.with_streams(connection, |streams| streams.open(spec))?
     }
 
     /// A stream of ours has something to send.

@@ -173,14 +173,18 @@ impl<I: Incoming> Inbound<I> {
         id: StreamId,
         spec: StreamSpec,
     ) -> bool {
-        if id == StreamId::CONTROL || !self.meet(id).unwrap_or(false) {
+        if id == StreamId::CONTROL || self.ended.contains(id.0) {
             return false;
         }
-        let accepted = self.streams.get(&id).is_some_and(|stream| stream.spec.is_some());
-        if accepted {
+        if self.streams.get(&id).is_some_and(|stream| stream.spec.is_some()) {
             return true;
         }
+        // First the memory: until there is some, nothing is kept of a stream of which nothing came.
         if app.reserve(desk.connection, id, credit::FLOOR, Purpose::Floor) != Reserved::Yes {
+            return false;
+        }
+        if !self.meet(id).unwrap_or(false) {
+            app.unreserve(desk.connection, id, credit::FLOOR);
             return false;
         }
         self.unaccepted -= 1;

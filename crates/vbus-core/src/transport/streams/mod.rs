@@ -208,18 +208,19 @@ impl<A: Application> std::fmt::Debug for Streams<A> {
 }
 
 impl<A: Application> Streams<A> {
-    /// No stream yet but control. The peer may have `streams` at once.
-    pub fn new(connection: Connection, streams: usize) -> Self {
+    /// No stream yet but control. The peer may have so many at once, and we those that it takes.
+    pub fn new(connection: Connection, its: usize, ours: u64) -> Self {
         let srtt = Duration::from_millis(100);
         Self {
             desk: Desk { connection, now: Time::ZERO, srtt, tells: BTreeSet::new() },
-            outbound: Outbound::new(),
-            inbound: Inbound::new(streams),
+            outbound: Outbound::new(ours),
+            inbound: Inbound::new(its),
         }
     }
 
-    /// Opens a stream of ours; nothing of it is sent until it is [ready](Self::ready). Numbers ascend.
-    pub fn open(&mut self, spec: StreamSpec) -> StreamId {
+    /// Opens a stream of ours; nothing of it is sent until it is [ready](Self::ready). Numbers ascend. `None`: the
+    /// peer takes no more of them at once.
+    pub fn open(&mut self, spec: StreamSpec) -> Option<StreamId> {
         self.outbound.open(spec)
     }
 

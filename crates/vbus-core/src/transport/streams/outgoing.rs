@@ -69,6 +69,8 @@ impl<M: Outgoing> Out<M> {
 #[derive(Debug)]
 pub(super) struct Outbound<M> {
     streams: BTreeMap<StreamId, Out<M>>,
+    /// Streams that the peer takes at once.
+    most: u64,
     next: u64,
     control: VecDeque<Vec<u8>>,
     control_bytes: usize,
@@ -99,13 +101,14 @@ fn fate<A: Application>(
 }
 
 impl<M: Outgoing> Outbound<M> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(most: u64) -> Self {
         let spec = StreamSpec { reliable: true, ordered: true, priority: 0 };
         let mut control = Out::new(spec, credit::CONTROL);
         control.started = true;
         control.answered = true;
         Self {
             streams: BTreeMap::from([(StreamId::CONTROL, control)]),
+            most,
             next: 1,
             control: VecDeque::new(),
             control_bytes: 0,
@@ -117,12 +120,16 @@ impl<M: Outgoing> Outbound<M> {
         }
     }
 
-    pub(super) fn open(&mut self, spec: StreamSpec) -> StreamId {
+    pub(super) fn open(&mut self, spec: StreamSpec) -> Option<StreamId> {
+        // Control is no stream that anybody opens.
+        if self.streams.len() as u64 > self.most {
+            return None;
+        }
         let id = StreamId(self.next);
         assert!(id.0 <= varint::MAX, "four quintillion streams were opened");
         self.next += 1;
         self.streams.insert(id, Out::new(spec, credit::FLOOR));
-        id
+        Some(id)
     }
 
     pub(super) fn ready(&mut self, id: StreamId) {

@@ -54,7 +54,7 @@ impl Chaos {
                 ordered: dice.chance(0.6),
                 priority: dice.below(8) as u8,
             };
-            (world.left.streams.open(spec), spec)
+            (world.left.streams.open(spec).expect("few"), spec)
         });
         let streams = streams.collect();
         Self {

@@ -216,7 +216,7 @@ struct End {
 
 impl End {
     fn new(memory: u64) -> Self {
-        Self { node: Node::new(memory), streams: Streams::new(HERE, 256) }
+        Self { node: Node::new(memory), streams: Streams::new(HERE, 256, 256) }
     }
 
     fn publish(&mut self, stream: StreamId, sample: Sample) {
@@ -300,7 +300,7 @@ impl World {
 
     /// A stream from left to right, accepted.
     fn stream(&mut self, spec: StreamSpec) -> StreamId {
-        let stream = self.left.streams.open(spec);
+        let stream = self.left.streams.open(spec).expect("few");
         assert!(self.right.streams.accept(self.now, &mut self.right.node, stream, spec));
         stream
     }

@@ -35,7 +35,8 @@ fn a_large_message_waits_until_all_it_needs_is_reserved_and_then_for_nothing() {
 fn parts_that_overtake_those_that_say_how_long_the_message_is_wait_for_them() {
     for accepted in [true, false] {
         let mut world = World::new(1 << 20);
-        let stream = if accepted { world.stream(RELIABLE) } else { world.left.streams.open(RELIABLE) };
+        let stream =
+            if accepted { world.stream(RELIABLE) } else { world.left.streams.open(RELIABLE).expect("few") };
         let samples = [Sample::new(1, 9000), Sample::new(2, 6000)];
         samples.iter().for_each(|sample| world.left.publish(stream, sample.clone()));
         let mut packets: Vec<_> = std::iter::from_fn(|| world.left.packet(world.now, 1400)).collect();
@@ -215,7 +216,7 @@ fn bytes_of_a_message_whose_time_is_over_are_let_go_though_it_may_still_arrive()
 #[test]
 fn a_stream_that_nobody_accepted_keeps_what_came_until_it_is() {
     let mut world = World::new(1 << 20);
-    let stream = world.left.streams.open(RELIABLE);
+    let stream = world.left.streams.open(RELIABLE).expect("few");
     for mark in 0..40 {
         world.left.publish(stream, Sample::new(mark, 1000));
     }
@@ -230,7 +231,7 @@ fn a_stream_that_nobody_accepted_keeps_what_came_until_it_is() {
 #[test]
 fn streams_beyond_those_that_may_be_unanswered_wait_their_turn() {
     let mut world = World::new(64 << 20);
-    let streams: Vec<_> = (0..200).map(|_| world.left.streams.open(RELIABLE)).collect();
+    let streams: Vec<_> = (0..200).map(|_| world.left.streams.open(RELIABLE).expect("few")).collect();
     for &stream in &streams {
         world.left.publish(stream, Sample::new(stream.0, 20));
     }
@@ -240,6 +241,21 @@ fn streams_beyond_those_that_may_be_unanswered_wait_their_turn() {
         world.run();
     }
     assert!(streams.iter().all(|&stream| world.right.samples(stream).len() == 1));
+}
+
+#[test]
+fn no_more_streams_are_opened_than_the_peer_takes_until_one_of_them_is_over() {
+    let mut world = World::new(64 << 20);
+    let streams: Vec<_> = (0..256).map(|_| world.stream(RELIABLE)).collect();
+    assert_eq!(world.left.streams.open(RELIABLE), None);
+    world.left.publish(streams[7], Sample::new(1, 3000));
+    world.left.streams.finish(streams[7]);
+    world.run();
+    let next = world.stream(RELIABLE);
+    world.left.publish(next, Sample::new(2, 3000));
+    world.run();
+    assert_eq!(world.right.samples(next).len(), 1);
+    assert_eq!(world.left.streams.open(RELIABLE), None);
 }
 
 #[test]
