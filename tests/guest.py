@@ -42,7 +42,6 @@ LEFT_OUT_FILES = re.compile(r"\.opt-\d\.pyc$|^_tkinter\.|^_sqlite3\.")
 PACKAGES = {QEMU: "qemu-system-x86", **dict.fromkeys(TOOLS, "iproute2")}
 IMAGE = "linux-image-cloud-amd64"
 
-
 Content = Path | bytes | None
 """What is at a place: a file of the host, these bytes, or an empty directory."""
 
@@ -123,7 +122,8 @@ def make_root() -> None:
         return
     say("making the machines' root, with vbus in it")
     MACHINES.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
+    for old in (ROOT, stamp):
+        old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=MACHINES) as name:
         site = Path(name)
         install_wheel(site)

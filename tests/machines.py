@@ -149,10 +149,9 @@ class Monitor:
         pytest.fail(f"QEMU is gone, told to {command}")
 
     def _connect(self):
-        until(self.path.exists, "QEMU listens")
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(WATCHDOG)
-            line.connect(str(self.path))
+            until(lambda: line.connect_ex(str(self.path)) == 0, "QEMU listens")
             stream = line.makefile("rw")
         stream.readline()  # its greeting
         return stream
@@ -186,5 +185,6 @@ def boot(start, switch) -> Iterator:
     yield boot_all
     for machine in machines:
         machine.monitor.close()
-        print(f"the console of {machine.digit}:", machine.console.read_text(errors="replace"), sep="\n")
+        if machine.console.exists():
+            print(f"the console of {machine.digit}:", machine.console.read_text(errors="replace"), sep="\n")
     shutil.rmtree(directory)
