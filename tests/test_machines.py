@@ -10,8 +10,11 @@ import pytest
 from boxes import boxes, boxes_can_be_plugged, engine  # noqa: F401
 from helpers import start  # noqa: F401
 from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
-from machines import boot, machines_can_be_booted  # noqa: F401
+from machines import ASKED_FOR, boot, machines_can_be_booted  # noqa: F401
 from situations import situation
+
+if not ASKED_FOR:
+    pytest.skip("virtual machines are booted by ./dev test --machines", allow_module_level=True)
 
 pytestmark = [
     pytest.mark.timeout(400),
