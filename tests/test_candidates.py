@@ -89,6 +89,7 @@ def test_an_address_that_is_a_black_hole_is_passed_over(hosts, switch):
     is_one_peer(hosts)
 
 
+@pytest.mark.contract("`PathChanged(peer, old, new, reason)`")
 def test_when_the_network_in_use_dies_the_other_is_used_and_nothing_is_lost(hosts, networks):
     open_nodes(hosts)
     talk(hosts)

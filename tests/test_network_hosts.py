@@ -98,6 +98,7 @@ def test_hosts_with_ipv6_alone_find_each_other(start, switch):
         assert host.ask("node.wait_for_peers(1, 20)")
 
 
+@pytest.mark.contract("asked again as time goes on")
 def test_a_name_is_looked_up_again_and_leads_to_whoever_has_it_by_then(hosts, tmp_path):
     """First to nobody, then to a host; then to a second one besides, as a headless service does."""
     left, right = hosts
