@@ -221,7 +221,11 @@ def test_after_a_long_pause_it_comes_back_and_nobody_else_noticed(boxes):
     frozen.container.unpause()
     assert writer.ask("pub.wait_for_subscribers(2, 20)")
     writer.do("pub.publish(-1)")
-    frozen.do("while sub.receive(20).value != -1: pass")
+    frozen.do("seen = [sub.receive(20)]")
+    frozen.do("while seen[-1].value != -1: seen.append(sub.receive(20))")
+    assert frozen.ask("len(seen) + sum(it.lost for it in seen)") == 2001
+    assert frozen.ask("[it.sequence for it in seen] == sorted({it.sequence for it in seen})")
+    assert frozen.ask("sub.receive_nowait() is None")
     assert brisk.ask("sub.receive(20).value") == -1
     counts_are_right(writer, "pub")
     for reader in (brisk, frozen):
