@@ -90,7 +90,7 @@ pub fn run(bytes: &[u8]) {
                 2 => streams.memory_freed(now, &mut app),
                 _ => {
                     under_way.clear();
-                    streams.on_reconnect(now, &mut app, PEER);
+                    streams.on_reconnect(now, &mut app);
                 }
             },
             18 => app.holds = story.byte() % 2 == 0,

@@ -62,6 +62,14 @@ impl Trying {
         }
     }
 
+    /// Who says Hello, if it is not another attempt.
+    pub(super) fn initiator(&mut self) -> Option<&mut Initiator> {
+        match &mut self.stage {
+            Stage::Greeting(initiator, _) => Some(initiator),
+            Stage::Behind(_) => None,
+        }
+    }
+
     pub(super) fn timeout(&self) -> Option<Time> {
         match &self.stage {
             Stage::Greeting(initiator, _) => Some(initiator.timeout()),

@@ -5,7 +5,7 @@ use ring::aead;
 /// After this many packets of a generation, sealed or opened, the next one begins. A quarter of what AES-GCM may seal
 /// at all with packets of up to 64 KiB, 2^23 (RFC 9001 §6.6 and B.1), as the initiator counts what the responder seals
 /// by what comes, and much may be lost. Some three seconds at 8 Gbit/s.
-const UPDATE_AFTER: u64 = 1 << 21;
+pub(super) const UPDATE_AFTER: u64 = 1 << 21;
 
 /// How packets are sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -33,6 +33,8 @@ pub struct EndpointConfig {
     pub attempt: Duration,
     /// What the interface of most peers is known to carry in one datagram, if known.
     pub mtu_hint: Option<usize>,
+    /// After so many packets with one key each side goes on to the next.
+    pub key_packets: u64,
     /// Streams that a peer may have open to us.
     pub streams_max: usize,
 }
@@ -50,6 +52,7 @@ impl Default for EndpointConfig {
             connections_max: 1024,
             attempt: Duration::from_secs(10),
             mtu_hint: None,
+            key_packets: super::cipher::UPDATE_AFTER,
             streams_max: STREAMS_MAX,
         }
     }

@@ -174,6 +174,11 @@ impl Keys {
         self.sending.generation
     }
 
+    /// After so many packets with one key the next is due.
+    pub(super) fn set_packets(&mut self, packets: u64) {
+        self.limits.update_after = packets.min(self.limits.sealed / 4);
+    }
+
     /// How long packets of the last generation may be late: three probe timeouts (RFC 9001 §6.5).
     pub const fn set_overlap(&mut self, overlap: Duration) {
         self.overlap = overlap;

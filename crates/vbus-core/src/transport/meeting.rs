@@ -112,7 +112,7 @@ impl<A: Application> Endpoint<A> {
 
     fn send_letters(&mut self, attempt: Attempt) {
         let Some(trying) = self.attempts.get_mut(&attempt) else { return };
-        let Stage::Greeting(initiator, _) = &mut trying.stage else { return };
+        let Some(initiator) = trying.initiator() else { return };
         let letters: Vec<_> = std::iter::from_fn(|| initiator.poll_transmit()).collect();
         let to = Address { remote: trying.to, local: None };
         for letter in letters {
@@ -125,8 +125,9 @@ impl<A: Application> Endpoint<A> {
         let due: Vec<_> =
             self.attempts.iter().filter(|(_, trying)| is_due(trying)).map(|(&attempt, _)| attempt).collect();
         for attempt in due {
-            let Some(trying) = self.attempts.get_mut(&attempt) else { continue };
-            let Stage::Greeting(initiator, _) = &mut trying.stage else { continue };
+            let Some(initiator) = self.attempts.get_mut(&attempt).and_then(Trying::initiator) else {
+                continue;
+            };
             match initiator.on_timeout(now, &self.own) {
                 Some(ended) => self.fail(now, attempt, ended),
                 None => self.send_letters(attempt),
@@ -189,9 +190,7 @@ impl<A: Application> Endpoint<A> {
             }
             Long::Cookie { to, cookie } => {
                 let Some(attempt) = self.attempt_of(to) else { return };
-                if let Some(Trying { stage: Stage::Greeting(initiator, _), .. }) =
-                    self.attempts.get_mut(&attempt)
-                {
+                if let Some(initiator) = self.attempts.get_mut(&attempt).and_then(Trying::initiator) {
                     initiator.on_cookie(now, &self.own, cookie);
                 }
                 self.send_letters(attempt);
@@ -203,9 +202,7 @@ impl<A: Application> Endpoint<A> {
             }
             Long::Refusal { to, code, domain, name } => {
                 let Some(attempt) = self.attempt_of(to) else { return };
-                let Some(Trying { stage: Stage::Greeting(initiator, _), .. }) =
-                    self.attempts.get_mut(&attempt)
-                else {
+                let Some(initiator) = self.attempts.get_mut(&attempt).and_then(Trying::initiator) else {
                     return;
                 };
                 if let Some(ended) = initiator.on_refusal(code, domain, name) {
@@ -272,7 +269,7 @@ impl<A: Application> Endpoint<A> {
         is_loopback: bool,
     ) {
         let Some(mut trying) = self.attempts.remove(&attempt) else { return };
-        let Stage::Greeting(initiator, _) = &mut trying.stage else {
+        let Some(initiator) = trying.initiator() else {
             self.attempts.insert(attempt, trying);
             return;
         };
@@ -362,12 +359,13 @@ impl<A: Application> Endpoint<A> {
             datagram_max: usize::try_from(parameters.datagram_max).unwrap_or(usize::MAX),
             ack_delay_max: parameters.ack_delay_max,
             round_trip: established.rtt,
-            seed: u64::from_be_bytes(self.entropy.bytes()),
         };
+        let mut keys = established.keys;
+        keys.set_packets(self.config.key_packets);
         let setup = SessionSetup {
             ours: established.own_cid,
             theirs: established.peer_cid,
-            keys: established.keys,
+            keys,
             path,
             kept: parameters.kept.min(self.config.kept),
         };
@@ -544,7 +542,7 @@ impl<A: Application> Endpoint<A> {
             self.tell(Event::Connected { connection, peer, words, address, observed });
             self.doubt_others(at, address);
         } else {
-            pair.streams.on_reconnect(now, app, connection);
+            pair.streams.on_reconnect(now, app);
             match from {
                 Some(from) if from != address => {
                     self.tell(Event::PathChanged { connection, from, to: address });

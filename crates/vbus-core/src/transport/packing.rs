@@ -67,7 +67,7 @@ impl Session {
         self.poll_run(now, side, buffer, most)
     }
 
-    /// A frame in a packet of its own, to an address that is perhaps not the path's, filled up as far as is allowed.
+    /// A frame in a packet of its own, to an address that is perhaps not the path's, filled up to `room`.
     fn send_alone(
         &mut self,
         now: Time,
@@ -236,16 +236,8 @@ impl Session {
         let State::Closing { code, due, .. } = &mut self.state else { return Ok(None) };
         *due = false;
         let code = *code;
-        let start = buffer.len();
-        buffer.resize(start + HEADER, 0);
-        frame::write(buffer, &Frame::Close { code, reason: b"" });
-        buffer.resize(buffer.len() + TAG, 0);
-        let len = buffer.len() - start;
-        let number = self.seal(now, buffer, start)?;
-        let contents = Contents { number, size: len as u32, ..Contents::default() };
-        self.paths[0].on_sent(now, sent(contents, Kind::Free));
         let here = self.paths[0].route.here();
-        Ok(Some(Transmit { to: here.remote, from: here.local, ecn: false, segment_size: None, len }))
+        self.send_alone(now, here, &Frame::Close { code, reason: b"" }, HEADER + TAG, buffer).map(Some)
     }
 
     fn seal(&mut self, now: Time, buffer: &mut [u8], start: usize) -> Result<u64, Worn> {

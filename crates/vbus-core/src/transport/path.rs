@@ -85,8 +85,6 @@ pub struct PathSetup {
     pub ack_delay_max: Duration,
     /// What the handshake took, if it was not repeated.
     pub round_trip: Option<Duration>,
-    /// For what must not be in step with other paths.
-    pub seed: u64,
 }
 
 impl Path {
@@ -98,7 +96,6 @@ impl Path {
             mss: mtu::BASE as u64,
             controller: config.controller,
             ecn: config.ecn,
-            seed: setup.seed,
             ..RecoveryConfig::default()
         };
         let mut path = Self {
@@ -179,12 +176,17 @@ impl Path {
         for acked in out.acked.iter().filter(|acked| acked.size as usize <= mtu::BASE) {
             self.mtu.on_small_acked(acked.number);
         }
-        if self.mtu.current() != before {
-            self.recovery.set_mss(self.mtu.current() as u64);
-        }
+        self.on_size(before);
         if out.probe {
             // Two, as one of them may be lost as well (RFC 9002, 6.2.4).
             self.probes = 2;
+        }
+    }
+
+    /// What packets may have may be another than before.
+    fn on_size(&mut self, before: usize) {
+        if self.mtu.current() != before {
+            self.recovery.set_mss(self.mtu.current() as u64);
         }
     }
 
@@ -203,9 +205,7 @@ impl Path {
     pub(super) fn on_too_large(&mut self, size: usize, largest: usize) {
         let before = self.mtu.current();
         self.mtu.on_too_large(size, largest);
-        if self.mtu.current() != before {
-            self.recovery.set_mss(self.mtu.current() as u64);
-        }
+        self.on_size(before);
     }
 
     /// Whether a packet that counts may leave now; else when, if that is known.

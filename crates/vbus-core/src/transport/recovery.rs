@@ -39,8 +39,6 @@ pub struct RecoveryConfig {
     pub largest_batch: u64,
     /// Packets may be marked as able to carry congestion marks.
     pub ecn: bool,
-    /// For what must not be in step with other paths.
-    pub seed: u64,
 }
 
 impl Default for RecoveryConfig {
@@ -52,7 +50,6 @@ impl Default for RecoveryConfig {
             controller: ControllerKind::default(),
             largest_batch: 64 * 1024,
             ecn: true,
-            seed: 0,
         }
     }
 }
@@ -213,7 +210,7 @@ impl<T> Recovery<T> {
             rate: RateMeter::default(),
             loss: LossDetector::new(),
             pacer: Pacer::new(config.largest_batch),
-            controller: AnyController::new(config.controller, mss, config.initial_rtt, config.seed),
+            controller: AnyController::new(config.controller, mss, config.initial_rtt),
             pacing_rate: 0,
             ecn: EcnPath::new(config.ecn),
             largest_acked: None,
@@ -262,8 +259,7 @@ impl<T> Recovery<T> {
         self.stats.sent_packets += 1;
         self.stats.sent_bytes += bytes;
         let before = self.in_flight.bytes();
-        let counted = if sent.counted { bytes } else { 0 };
-        let snapshot = self.rate.on_sent(now, before + counted, before == 0 && sent.counted);
+        let snapshot = self.rate.on_sent(now, before == 0 && sent.counted);
         if sent.ack_eliciting {
             self.last_eliciting = now;
         }
@@ -540,7 +536,6 @@ impl<T> Recovery<T> {
             if packet.counted {
                 losses.bytes += u64::from(packet.bytes);
                 losses.newest = Some(packet.sent_at);
-                self.rate.on_lost(u64::from(packet.bytes));
                 self.loss.on_lost(now, number, u64::from(packet.bytes));
             }
             if packet.ack_eliciting && self.first_sample_at.is_some_and(|first| packet.sent_at > first) {

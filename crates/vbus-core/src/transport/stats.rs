@@ -60,6 +60,8 @@ pub struct ConnectionStats {
     pub dropped: SessionCounts,
     /// What seals.
     pub cipher: Cipher,
+    /// How many times this side has gone on to the next key.
+    pub key_generation: u64,
     /// Whether marks of congestion are in use.
     pub ecn: bool,
 }

@@ -179,6 +179,7 @@ impl<A: Application> Endpoint<A> {
             received: path.received(),
             dropped: session.counts,
             cipher: session.keys.cipher(),
+            key_generation: session.keys.generation(),
             ecn: path.recovery.wants_ect(),
         })
     }

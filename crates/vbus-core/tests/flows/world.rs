@@ -153,6 +153,8 @@ impl World {
             dice,
         };
         for habit in habits {
+            // One throw for each flow: the table was made so.
+            world.dice.word();
             let config = RecoveryConfig {
                 mss: u64::from(DATAGRAM),
                 controller: habit.controller,
@@ -161,7 +163,6 @@ impl World {
                 } else {
                     Duration::from_millis(25)
                 },
-                seed: world.dice.word(),
                 ..RecoveryConfig::default()
             };
             let mut recovery = Recovery::new(config);

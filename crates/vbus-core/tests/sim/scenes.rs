@@ -5,12 +5,13 @@ use std::time::Duration;
 use vbus_core::base::random::Rng;
 use vbus_core::base::time::Time;
 use vbus_core::transport::{Lost, StreamSpec};
+use vbus_core::wire::packet::Long;
 
 use crate::app::Plan;
 use crate::intruder::Intruder;
 use crate::link::{Bursts, Quality};
 use crate::rogue::Rogue;
-use crate::world::{Happening, World, at, ms};
+use crate::world::{Happening, Node, World, at, ms};
 
 /// Long enough for whatever is not stuck.
 const PATIENCE: Time = Time::from_nanos(900_000_000_000);
@@ -373,6 +374,89 @@ fn after_darkness_both_may_say_hello_and_go_on_where_they_were() {
         for node in &world.nodes {
             assert_eq!((node.connections.len(), &node.lost[..]), (1, &[][..]));
         }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn darkness_between_finish_and_confirmation_that_outlasts_the_attempt_loses_nothing() {
+    seeds(20, |seed| {
+        let mut world = World::new(seed, Quality { delay: ms(10), ..Quality::default() });
+        for _ in 0..2 {
+            let node = world.add_node(2_000_000);
+            world.nodes[node].plans = vec![reliable(seed, 20, 3000)];
+        }
+        world.at(at(0), Happening::Connect(0, 1));
+        // The Finish goes at 20, and comes at 30.
+        world.at(at(25), Happening::Dark(true));
+        let light = 10_100 + world.rng.below(3000);
+        world.at(at(light), Happening::Dark(false));
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), &node.lost[..]), (1, &[][..]));
+        }
+        assert_eq!(world.nodes[0].failed, 1, "the attempt came to its end in darkness");
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn keys_are_updated_again_and_again_under_load_and_nothing_is_lost() {
+    seeds(30, |seed| {
+        let mut rng = Rng::seeded(seed);
+        let quality = quality(&mut rng);
+        let mut world = World::new(seed, quality);
+        world.config.key_packets = 20 + rng.below(200);
+        for _ in 0..2 {
+            let node = world.add_node(4_000_000);
+            world.nodes[node].plans = vec![reliable(seed, 600, 4000)];
+        }
+        // Both say Hello, so that either may be the one that leads.
+        world.at(at(0), Happening::Connect(0, 1));
+        world.at(at(rng.below(50)), Happening::Connect(1, 0));
+        world.run_until_done(PATIENCE);
+        for node in &world.nodes {
+            assert_eq!((node.connections.len(), &node.lost[..]), (1, &[][..]));
+            let stats = node.endpoint.connection_stats(node.connections[0]).expect("connected");
+            assert!(stats.key_generation > 0, "{stats:?}");
+        }
+        world.check_rest_and_end();
+    });
+}
+
+#[test]
+fn whoever_forgot_a_connection_says_so_and_is_believed_where_a_forger_is_not() {
+    seeds(20, |seed| {
+        let mut world = World::new(seed, Quality { delay: ms(10), ..Quality::default() });
+        for _ in 0..2 {
+            let node = world.add_node(2_000_000);
+            world.nodes[node].plans = vec![reliable(seed, 400, 3000)];
+            world.nodes[node].pace = (1, ms(20));
+        }
+        world.at(at(0), Happening::Connect(0, 1));
+        world.run_until(at(1000));
+        // Somebody saw all ids, and knows no token.
+        for (node, to) in world.ids.clone() {
+            let reset = Long::Reset { to, token: [seed as u8; 16] }.bytes();
+            let (from, to) = (world.nodes[1 - node].address, world.nodes[node].address);
+            world.inject(from, to, reset);
+        }
+        world.run_until(at(2000));
+        assert!(world.nodes.iter().all(|node| node.lost.is_empty() && node.resumed == 0));
+        // One forgets in darkness: nobody hears its farewell.
+        world.at(at(2000), Happening::Dark(true));
+        world.run_until(at(2000));
+        let Node { endpoint, app, connections, .. } = &mut world.nodes[1];
+        let connection = connections.pop().expect("connected");
+        endpoint.close(at(2000), app, connection);
+        app.forget(connection);
+        world.run_until(at(4000));
+        world.at(at(4000), Happening::Dark(false));
+        world.run_until(at(7000));
+        assert!(world.nodes[1].endpoint.stats().resets_sent > 0);
+        assert_eq!(world.nodes[0].lost, [Lost::Forgotten], "long before it would count as silent");
+        assert_eq!(world.nodes[1].connections.len(), 1);
+        world.run_until_done(PATIENCE);
         world.check_rest_and_end();
     });
 }

@@ -1,7 +1,7 @@
 //! The world: a clock that is moved, endpoints, the air between them, and somebody hostile in it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use vbus_core::base::time::Time;
 use vbus_core::transport::admission::{Admission, Terms};
 use vbus_core::transport::identity::Entropy;
 use vbus_core::transport::{Arrival, Connection, Endpoint, EndpointConfig, Event, Lost};
-use vbus_core::wire::packet::Long;
+use vbus_core::wire::packet::{ConnectionId, Header, Long};
 
 use crate::app::{Act, App, Plan};
 use crate::intruder::Intruder;
@@ -82,6 +82,8 @@ pub(crate) struct World {
     pub steps: u64,
     /// What was sent to addresses where no node is.
     pub mail: Vec<(SocketAddr, Vec<u8>)>,
+    /// Ids on packets that were sent, by which node.
+    pub ids: BTreeSet<(usize, ConnectionId)>,
 }
 
 pub(crate) fn ms(ms: u64) -> Duration {
@@ -108,6 +110,7 @@ impl World {
             config: EndpointConfig { datagram_max: 9000, ..EndpointConfig::default() },
             steps: 0,
             mail: Vec::new(),
+            ids: BTreeSet::new(),
         }
     }
 
@@ -235,6 +238,11 @@ impl World {
         self.nodes[node].refusals_sent += u64::from(matches!(Long::read(bytes), Ok(Long::Refusal { .. })));
         if std::env::var_os("VBUS_TRACE").is_some_and(|trace| trace == "2") {
             eprintln!("{:?} {from} -> {to} {} bytes, first {:x}", self.now, bytes.len(), bytes[0]);
+        }
+        if Header::leads(bytes)
+            && let Ok(header) = Header::read(bytes)
+        {
+            self.ids.insert((node, header.to));
         }
         if let Some(intruder) = &mut self.intruder {
             intruder.sees(from, to, bytes);

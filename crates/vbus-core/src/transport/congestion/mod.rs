@@ -106,12 +106,12 @@ pub enum AnyController {
 }
 
 impl AnyController {
-    /// A controller at the start of a path; `seed` for what must not be in step with others.
-    pub fn new(kind: ControllerKind, mss: u64, initial_rtt: Duration, seed: u64) -> Self {
+    /// A controller at the start of a path.
+    pub fn new(kind: ControllerKind, mss: u64, initial_rtt: Duration) -> Self {
         match kind {
             ControllerKind::NewReno => Self::NewReno(NewReno::new(mss)),
             ControllerKind::Cubic => Self::Cubic(Cubic::new(mss)),
-            ControllerKind::Model => Self::Model(Box::new(Model::new(mss, initial_rtt, seed))),
+            ControllerKind::Model => Self::Model(Box::new(Model::new(mss, initial_rtt))),
         }
     }
 

@@ -158,7 +158,7 @@ pub struct Model {
 
 impl Model {
     /// At the start of a path.
-    pub fn new(mss: u64, initial_rtt: Duration, _seed: u64) -> Self {
+    pub fn new(mss: u64, initial_rtt: Duration) -> Self {
         Self {
             mss,
             phase: Phase::Startup,

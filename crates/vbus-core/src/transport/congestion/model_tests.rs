@@ -14,7 +14,7 @@ struct Path {
 
 impl Path {
     fn new() -> Self {
-        Self { model: Model::new(MSS, FLOOR, 1), now: Time::ZERO + Duration::from_secs(1), delivered: 0 }
+        Self { model: Model::new(MSS, FLOOR), now: Time::ZERO + Duration::from_secs(1), delivered: 0 }
     }
 
     /// A round in which all packets take this long and of a hundred so many are lost, in ten acknowledgements.
@@ -30,10 +30,6 @@ impl Path {
             let sample = RateSample {
                 bytes_per_second: (window as f64 / rtt.as_secs_f64()) as u64,
                 prior_delivered,
-                delivered: window,
-                lost,
-                in_flight_then: window,
-                interval: rtt,
                 app_limited: false,
             };
             let event = AckEvent {

@@ -69,14 +69,6 @@ pub struct Established {
     pub rtt: Option<Duration>,
 }
 
-impl Established {
-    /// Which of two confirmed connections of the same two nodes stays: the one that the lower id opened. Both sides
-    /// say the same.
-    pub fn stays(&self, own: Id) -> bool {
-        self.initiator == (own < self.peer)
-    }
-}
-
 /// Someone is not let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

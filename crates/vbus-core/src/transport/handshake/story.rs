@@ -261,19 +261,6 @@ fn the_responder_chooses_the_cipher_that_both_do_quickly() {
 }
 
 #[test]
-fn both_say_hello_at_once_and_agree_which_connection_stays() {
-    let (mut one, mut other) = (Node::new(1, Terms::Open), Node::new(2, Terms::Open));
-    let (ours, theirs) = met(&mut one, &mut other, false);
-    let (theirs_opened, ours_answered) = met(&mut other, &mut one, false);
-    assert_eq!((ours.peer, ours_answered.peer), (other.id(), other.id()));
-    assert_eq!((theirs.peer, theirs_opened.peer), (one.id(), one.id()));
-    assert_eq!(ours.stays(one.id()), theirs.stays(other.id()));
-    assert_eq!(ours_answered.stays(one.id()), theirs_opened.stays(other.id()));
-    assert_ne!(ours.stays(one.id()), ours_answered.stays(one.id()));
-    assert_eq!(ours.stays(one.id()), one.id() < other.id());
-}
-
-#[test]
 fn an_initiator_repeats_itself_less_and_less_often_and_gives_up_in_time() {
     let mut one = Node::new(1, Terms::Open);
     let mut attempt = one.connect(Time::ZERO);

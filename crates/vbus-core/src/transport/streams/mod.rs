@@ -392,9 +392,8 @@ impl<A: Application> Streams<A> {
     }
 
     /// The same two incarnations have a new connection: what was under way over the old one counts as lost.
-    pub fn on_reconnect(&mut self, now: Time, app: &mut A, connection: Connection) {
+    pub fn on_reconnect(&mut self, now: Time, app: &mut A) {
         self.desk.now = now;
-        self.desk.connection = connection;
         self.outbound.on_reconnect(&mut self.desk, app);
         self.inbound.on_reconnect(&mut self.desk);
     }

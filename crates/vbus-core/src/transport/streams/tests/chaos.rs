@@ -155,8 +155,8 @@ impl Chaos {
         self.connection += 1;
         let World { left, right, now } = &mut self.world;
         // The application knows its peer by the same name here, so that memory stays whose it is.
-        left.streams.on_reconnect(*now, &mut left.node, HERE);
-        right.streams.on_reconnect(*now, &mut right.node, HERE);
+        left.streams.on_reconnect(*now, &mut left.node);
+        right.streams.on_reconnect(*now, &mut right.node);
     }
 
     fn step(&mut self) {

@@ -376,8 +376,8 @@ fn after_a_new_connection_everything_under_way_is_sent_again() {
     while world.left.packet(world.now, 1400).is_some() {}
     while world.right.packet(world.now, 1400).is_some() {}
     let World { left, right, now } = &mut world;
-    left.streams.on_reconnect(*now, &mut left.node, Connection(2));
-    right.streams.on_reconnect(*now, &mut right.node, Connection(2));
+    left.streams.on_reconnect(*now, &mut left.node);
+    right.streams.on_reconnect(*now, &mut right.node);
     world.run();
     assert_eq!(world.right.samples(stream), [Sample::new(0, 100).bytes(), large.bytes()]);
 }
