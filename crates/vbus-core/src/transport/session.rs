@@ -45,6 +45,9 @@ const ENDING: u32 = 3;
 
 /// A peer that is doubted has so long at least to answer.
 const DOUBT: Duration = Duration::from_secs(1);
+/// A peer that lets a stream of ours wait is asked so often: whoever waits there must not wait for a dead one longer
+/// than its silence is borne.
+const BLOCKED: Duration = Duration::from_millis(500);
 
 /// Whoever the frames of a session are for.
 #[derive(Debug)]
@@ -404,7 +407,11 @@ impl Session {
 
     fn keep_alive_interval<A: Application>(&self, streams: Option<&Streams<A>>) -> Duration {
         let (busy, idle) = self.keep_alive;
-        if streams.is_some_and(Streams::has_streams) { busy } else { idle }
+        match streams {
+            Some(streams) if streams.wants_credit() => BLOCKED.min(busy),
+            Some(streams) if streams.has_streams() => busy,
+            _ => idle,
+        }
     }
 
     /// Time has passed. Whether the peer was silent for so long that it counts as gone.
@@ -438,9 +445,10 @@ impl Session {
     pub fn timeout<A: Application>(&self, streams: Option<&Streams<A>>) -> Option<Time> {
         match self.state {
             State::Open => {
-                let interval = self.keep_alive_interval(streams);
+                // A PING that the window keeps back waits for what is in flight, which has timers of its own.
+                let interval = (!self.owed.ping).then(|| self.keep_alive_interval(streams));
                 let paths = self.paths.iter().filter_map(Path::timeout);
-                paths.chain(self.paced_until).chain([self.silence.timeout(interval)]).min()
+                paths.chain(self.paced_until).chain(self.silence.timeout(interval)).min()
             }
             State::Closing { until, .. } | State::Draining { until } => Some(until),
             State::Gone => None,

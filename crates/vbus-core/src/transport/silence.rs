@@ -55,11 +55,11 @@ impl Silence {
         self.asked.is_none() && now >= self.heard + interval
     }
 
-    /// When one of these becomes true by itself.
-    pub fn timeout(&self, interval: Duration) -> Time {
+    /// When one of these becomes true by itself. No `interval`: it is asked already, as soon as that can go.
+    pub fn timeout(&self, interval: Option<Duration>) -> Option<Time> {
         match self.asked {
-            Some(asked) => asked + self.borne,
-            None => self.heard + interval,
+            Some(asked) => Some(asked + self.borne),
+            None => interval.map(|interval| self.heard + interval),
         }
     }
 }
@@ -76,12 +76,13 @@ mod tests {
     fn a_peer_is_asked_when_it_was_silent_and_gone_when_it_does_not_answer() {
         let [kept, interval] = [15, 5].map(Duration::from_secs);
         let mut silence = Silence::new(at(0), kept);
-        assert_eq!(silence.timeout(interval), at(5));
+        assert_eq!(silence.timeout(Some(interval)), Some(at(5)));
+        assert_eq!(silence.timeout(None), None);
         assert!(!silence.wants_ping(at(4), interval) && silence.wants_ping(at(5), interval));
         silence.on_asked(at(5));
         silence.on_asked(at(12));
         assert!(!silence.wants_ping(at(12), interval) && !silence.is_over(at(19)));
-        assert_eq!(silence.timeout(interval), at(20));
+        assert_eq!(silence.timeout(None), Some(at(20)));
         assert!(silence.is_over(at(20)));
         silence.on_heard(at(20));
         assert!(!silence.is_over(at(400)));

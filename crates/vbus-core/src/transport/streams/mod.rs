@@ -295,6 +295,11 @@ impl<A: Application> Streams<A> {
         self.outbound.has_streams() || self.inbound.has_streams()
     }
 
+    /// Whether a stream of ours waits for the peer to let it go on.
+    pub fn wants_credit(&self) -> bool {
+        self.outbound.wants_credit()
+    }
+
     /// Whether [`Self::poll_control`] has one.
     pub fn has_control(&self) -> bool {
         self.inbound.has_control()

@@ -35,8 +35,9 @@ struct Out<M> {
     /// Waits until it may start.
     parked: bool,
     finish: Finish,
-    /// The want that was told last.
+    /// The want that was told last, and whether there is one.
     want_told: u64,
+    wants: bool,
     expiry_set: Option<Time>,
     idle_set: bool,
 }
@@ -59,6 +60,7 @@ impl<M: Outgoing> Out<M> {
             parked: false,
             finish: Finish::No,
             want_told: 0,
+            wants: false,
             expiry_set: None,
             idle_set: false,
         }
@@ -80,6 +82,8 @@ pub(super) struct Outbound<M> {
     /// Streams that were started and not answered, and those that wait until there are fewer.
     unanswered: usize,
     parked: VecDeque<StreamId>,
+    /// Streams that wait for credit.
+    wanting: usize,
     alarms: BTreeSet<(Time, StreamId, Alarm)>,
 }
 
@@ -116,6 +120,7 @@ impl<M: Outgoing> Outbound<M> {
             repairs: Schedule::default(),
             unanswered: 0,
             parked: VecDeque::new(),
+            wanting: 0,
             alarms: BTreeSet::new(),
         }
     }
@@ -162,6 +167,7 @@ impl<M: Outgoing> Outbound<M> {
             out.stream.wanted = None;
             out.finish = Finish::Told;
             desk.tell(Tell::Finish(id));
+            self.count_wanting(id);
         }
     }
 
@@ -186,6 +192,10 @@ impl<M: Outgoing> Outbound<M> {
 
     pub(super) fn has_streams(&self) -> bool {
         self.streams.len() > 1
+    }
+
+    pub(super) fn wants_credit(&self) -> bool {
+        self.wanting > 0
     }
 
     pub(super) fn wants_to_send(&self) -> bool {
@@ -318,6 +328,7 @@ impl<M: Outgoing> Outbound<M> {
 
     /// After anything that happened to a stream: puts it where it belongs, and lets it go when it is over.
     fn look_after(&mut self, desk: &mut Desk, id: StreamId) {
+        self.count_wanting(id);
         let Some(out) = self.streams.get_mut(&id) else { return };
         let stream = &mut out.stream;
         if stream.has_skips() {
@@ -350,8 +361,16 @@ impl<M: Outgoing> Outbound<M> {
         }
     }
 
+    fn count_wanting(&mut self, id: StreamId) {
+        let Some(out) = self.streams.get_mut(&id) else { return };
+        let wants = out.stream.wanted.is_some();
+        self.wanting = self.wanting + usize::from(wants) - usize::from(out.wants);
+        out.wants = wants;
+    }
+
     fn remove(&mut self, id: StreamId) -> Option<Out<M>> {
         let out = self.streams.remove(&id)?;
+        self.wanting -= usize::from(out.wants);
         self.alarms.retain(|(_, of, _)| *of != id);
         if out.parked {
             self.parked.retain(|of| *of != id);
