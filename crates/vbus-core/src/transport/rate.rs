@@ -15,6 +15,8 @@ pub(super) struct Snapshot {
     first_sent_at: Time,
     sent_at: Time,
     app_limited: bool,
+    /// Bytes in flight, this packet's among them.
+    in_flight: u64,
 }
 
 /// What one acknowledgement proves.
@@ -24,6 +26,8 @@ pub struct RateSample {
     pub bytes_per_second: u64,
     /// All that was delivered when the packet left that is measured by.
     pub prior_delivered: u64,
+    /// Bytes in flight when that packet left.
+    pub in_flight_then: u64,
     /// There was not enough to send, so the path may be faster than this.
     pub app_limited: bool,
 }
@@ -48,8 +52,8 @@ impl RateMeter {
         self.app_limited_until != 0
     }
 
-    /// A packet leaves; `idle` if there was nothing in flight before it.
-    pub(super) fn on_sent(&mut self, now: Time, idle: bool) -> Snapshot {
+    /// A packet leaves; `in_flight` with it, `idle` if there was nothing before it.
+    pub(super) fn on_sent(&mut self, now: Time, in_flight: u64, idle: bool) -> Snapshot {
         if idle {
             self.first_sent_at = now;
             self.delivered_at = now;
@@ -60,6 +64,7 @@ impl RateMeter {
             first_sent_at: self.first_sent_at,
             sent_at: now,
             app_limited: self.app_limited_until != 0,
+            in_flight,
         }
     }
 
@@ -99,6 +104,7 @@ impl RateMeter {
         Some(RateSample {
             bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX),
             prior_delivered: packet.delivered,
+            in_flight_then: packet.in_flight,
             app_limited: packet.app_limited,
         })
     }
@@ -123,7 +129,7 @@ mod tests {
                 meter.on_delivered(at(ms), 1000, &packet);
                 last = meter.sample(at(ms), 20 * MS);
             }
-            sent.push_back(meter.on_sent(at(ms), ms == 1));
+            sent.push_back(meter.on_sent(at(ms), 20_000, ms == 1));
         }
         let sample = last.expect("each acknowledgement proves something");
         assert!((990_000..=1_050_000).contains(&sample.bytes_per_second), "{sample:?}");
@@ -134,7 +140,7 @@ mod tests {
     fn acknowledgements_that_come_all_at_once_prove_no_more_than_was_sent() {
         let mut meter = RateMeter::default();
         let at = |ms: u64| Time::ZERO + MS * ms as u32;
-        let sent: Vec<_> = (0..40).map(|ms| meter.on_sent(at(ms), ms == 0)).collect();
+        let sent: Vec<_> = (0..40).map(|ms| meter.on_sent(at(ms), 1000 * (ms + 1), ms == 0)).collect();
         for packet in &sent {
             meter.on_delivered(at(60), 1000, packet);
         }
@@ -145,9 +151,9 @@ mod tests {
     #[test]
     fn a_sender_with_too_little_to_send_says_so() {
         let mut meter = RateMeter::default();
-        let first = meter.on_sent(Time::ZERO, true);
+        let first = meter.on_sent(Time::ZERO, 1000, true);
         meter.on_app_limited(1000);
-        let second = meter.on_sent(Time::ZERO + MS, false);
+        let second = meter.on_sent(Time::ZERO + MS, 2000, false);
         meter.on_delivered(Time::ZERO + 20 * MS, 1000, &first);
         assert!(!meter.sample(Time::ZERO + 20 * MS, MS).expect("a sample").app_limited);
         meter.on_delivered(Time::ZERO + 21 * MS, 1000, &second);

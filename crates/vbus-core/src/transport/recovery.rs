@@ -259,7 +259,8 @@ impl<T> Recovery<T> {
         self.stats.sent_packets += 1;
         self.stats.sent_bytes += bytes;
         let before = self.in_flight.bytes();
-        let snapshot = self.rate.on_sent(now, before == 0 && sent.counted);
+        let counted = if sent.counted { bytes } else { 0 };
+        let snapshot = self.rate.on_sent(now, before + counted, before == 0 && sent.counted);
         if sent.ack_eliciting {
             self.last_eliciting = now;
         }

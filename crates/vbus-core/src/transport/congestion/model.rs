@@ -39,6 +39,8 @@ const DRAIN: f64 = 0.4;
 const STEP: f64 = 0.6;
 /// … twice as fast after so many such rounds, and so on, up to this part of the window.
 const FASTER: (u32, f64) = (5, 0.25);
+/// It grows only while this part of it is in flight.
+const USED: f64 = 0.5;
 /// What is left of a queue: batches of packets are one by themselves.
 const LEFT: (Duration, u64) = (Duration::from_micros(500), 2);
 /// The part of the content by which it is drained at most in two rounds.
@@ -317,7 +319,7 @@ impl Model {
                 }
                 match last.rtt.filter(|_| queue) {
                     Some(rtt) => self.give_way(now, rtt),
-                    None => self.grow(lossy, ack.app_limited),
+                    None => self.grow(lossy, !ack.app_limited && self.is_used(ack)),
                 }
             }
             Phase::Contested => {
@@ -346,14 +348,19 @@ impl Model {
         self.full.1 >= GROWTH.1 || self.is_queue(self.rounds.last.rtt)
     }
 
+    /// Whether the window is what bounds us, and not how fast the machines are: a loopback never fills it.
+    fn is_used(&self, ack: &AckEvent) -> bool {
+        ack.rate.is_some_and(|sample| sample.in_flight_then as f64 >= self.window * USED)
+    }
+
     /// Cruise, after a round without a queue.
-    fn grow(&mut self, lossy: bool, app_limited: bool) {
+    fn grow(&mut self, lossy: bool, used: bool) {
         self.giving_way = self.giving_way.filter(|way| self.rounds.count < way.last + 2);
         self.cut_due = false;
         if lossy {
             self.streak = 0;
             self.window = (self.window * EASED).max(self.content().min(self.window));
-        } else if !app_limited {
+        } else if used {
             self.streak += 1;
             let packets = self.window / self.mss as f64;
             let faster = f64::from(1u32 << (self.streak / FASTER.0).min(20));

@@ -10,11 +10,18 @@ struct Path {
     model: Model,
     now: Time,
     delivered: u64,
+    /// What the sender's machine puts on its way at most.
+    most: u64,
 }
 
 impl Path {
     fn new() -> Self {
-        Self { model: Model::new(MSS, FLOOR), now: Time::ZERO + Duration::from_secs(1), delivered: 0 }
+        Self {
+            model: Model::new(MSS, FLOOR),
+            now: Time::ZERO + Duration::from_secs(1),
+            delivered: 0,
+            most: u64::MAX,
+        }
     }
 
     /// A round in which all packets take this long and of a hundred so many are lost, in ten acknowledgements.
@@ -30,6 +37,7 @@ impl Path {
             let sample = RateSample {
                 bytes_per_second: (window as f64 / rtt.as_secs_f64()) as u64,
                 prior_delivered,
+                in_flight_then: window.min(self.most),
                 app_limited: false,
             };
             let event = AckEvent {
@@ -129,4 +137,15 @@ fn long_silence_begins_anew() {
     path.model.on_persistent_congestion(path.now);
     assert_eq!(path.model.phase(), Phase::Startup);
     assert_eq!(path.model.window(), MIN_PACKETS * MSS);
+}
+
+#[test]
+fn a_window_that_is_never_filled_grows_no_further() {
+    let mut path = Path::cruising();
+    path.most = path.model.window();
+    for _ in 0..100 {
+        path.round(Duration::ZERO, 0);
+    }
+    let window = path.model.window();
+    assert!(window > path.most && window < path.most * 4, "{window} of {}", path.most);
 }
