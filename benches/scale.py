@@ -45,8 +45,7 @@ node = vbus.Node("scale", **eval(sys.argv[2]))
 opened = time.monotonic() - begun
 assert node.wait_for_peers(int(sys.argv[1]) - 1, 120), len(node.peers())
 full = time.monotonic()
-stats = node.stats()
-print(opened, full, stats.bytes_sent, flush=True)
+print(opened, full, flush=True)
 sys.stdin.readline()
 print(len(node.peers()), flush=True)
 sys.stdin.readline()
@@ -77,12 +76,13 @@ def main():
 
 HEAD = f"""# How a bus grows
 
-Written by `benches/scale.py` on {{when}}, on {{where}}: as many processes as nodes, all begun at once on that
-one machine, so the time to a full bus is mostly the work of all of them on these cores. *Full* is when each
-node has all others as peers; *opened* is the longest that `Node()` took. Processor time is that of all nodes
-together: until {SETTLE_SECONDS:.0f} s after that, with the imports of what each needs, and in the
-{IDLE_SECONDS:.0f} s afterwards, in which nobody publishes. Packets are those of mDNS in these two times.
-Bytes to peers are what all nodes sent each other until full, handshakes among them. Memory is what is
+Written by `benches/scale.py` on {{when}}, on {{where}}.
+
+There are as many processes as nodes, all begun at once on that one machine, so the time to a full bus
+is mostly the work of all of them on these cores. *Full* is when each node has all others as peers;
+*opened* is the longest that `Node()` took. Processor time is that of all nodes together: until
+{SETTLE_SECONDS:.0f} s after that, with the imports of what each needs, and in the {IDLE_SECONDS:.0f} s
+afterwards, in which nobody publishes. Packets are those of mDNS in these two times. Memory is what is
 resident, shared parts counted in each process.
 """
 
@@ -95,8 +95,8 @@ def table(kind, rows):
     head = (
         "| N | full, s | opened, ms | processor, s | per pair, ms | idle, ms/s per node | mDNS packets | KiB"
     )
-    head += " | idle, packets | to peers, KiB | threads of a node | resident, MiB |"
-    lines = [f"\n## {KINDS[kind].capitalize()}\n", head, "|" + "---|" * 12]
+    head += " | idle, packets | threads of a node | resident, MiB |"
+    lines = [f"\n## {KINDS[kind][0].upper()}{KINDS[kind][1:]}\n", head, "|" + "---|" * 11]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -239,7 +239,6 @@ def figures(count, nodes, ear):
         str(packets + more),
         f"{(size + rest) / 1024:.0f}",
         str(idle_packets),
-        f"{sum(it[2] for it in said) / 1024:.0f}",
         str(threads),
         f"{resident / 1024:.0f}",
     )
