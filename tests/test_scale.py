@@ -38,7 +38,9 @@ def form_a_full_bus(hosts, **settings):
         topics = host.ask("[(its.topic, its.publishers[0].peer.id) for its in node.topics()]")
         assert sorted(topics) == sorted((f"t/{its}", its) for its in ids)
         assert set(host.ask("[peer.id for peer in node.peers()]")) == ids - {host.ask("node.id")}
-        assert host.ask("findings(node, 'failed') + findings(node, 'refused')") == []
+        trouble = host.ask("findings(node, 'failed') + findings(node, 'refused')")
+        # All hosts of a test are one machine, and those that look for directories hear that they share none.
+        assert [it for it in trouble if not it[1].startswith("it is on this machine")] == []
         assert not host.ask("logged")
 
 
