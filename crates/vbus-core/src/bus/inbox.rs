@@ -21,6 +21,8 @@ use crate::wire::control::LinkNumber;
 
 /// A busy link is served so often at most before the ready word is looked at again.
 const TAKES_PER_LOOK: u32 = 32;
+/// A stream is so many between two waits.
+const TAKES_OF_A_STREAM: u32 = 8;
 
 /// The links of one subscriber.
 #[derive(Default)]
@@ -30,12 +32,15 @@ pub(super) struct Inbox {
     entries: Vec<Option<Entry>>,
     next_group: usize,
     takes: u32,
+    /// Those of them before the last look whether something comes.
+    takes_before: u32,
     /// The link that gave the last sample: polled first, without a look at its bell, but not for ever.
     hot: Option<usize>,
     ended: SubscriberStats,
     /// Links that ended and are not empty.
     ending: usize,
     left_off: LeftOff,
+    far_links: u32,
     /// How long to look before sleeping.
     pub(super) spin: Spin,
     pub(super) closed: bool,
@@ -168,6 +173,7 @@ impl Inbox {
         let group = self.group_mut(new.group);
         group.by_bit[bit].push(at);
         group.links += 1;
+        self.far_links += u32::from(new.source.via == "udp");
         self.entries[at] = Some(Entry {
             link: new.link,
             number: new.number,
@@ -331,6 +337,7 @@ impl Inbox {
             self.left_off.note(entry.whose(), next);
         }
         self.poll_again(&entry);
+        self.far_links -= u32::from(entry.is_far());
         let group = self.group_mut(entry.group);
         group.by_bit[entry.bit].retain(|&link| link != at);
         group.links -= 1;
@@ -442,6 +449,14 @@ impl Inbox {
         false
     }
 
+    /// Whether the driver sees sooner than we what comes next: a single sample over the network. In a stream of them
+    /// both look, and one fills while the other takes.
+    pub(super) fn is_far_and_slow(&mut self) -> bool {
+        let takes = self.takes.wrapping_sub(std::mem::replace(&mut self.takes_before, self.takes));
+        let hot = self.hot.and_then(|hot| self.entries.get(hot)?.as_ref());
+        self.far_links > 0 && hot.is_none_or(Entry::is_far) && takes < TAKES_OF_A_STREAM
+    }
+
     /// Asks to be rung by everyone. True: something is there, do not sleep.
     pub(super) fn fall_asleep(&mut self) -> bool {
         self.groups.iter().flatten().for_each(|group| group.entry.bell().fall_asleep());
@@ -482,6 +497,10 @@ impl Group {
 }
 
 impl Entry {
+    fn is_far(&self) -> bool {
+        self.source.via == "udp"
+    }
+
     /// Checks an entry that was taken. `Ok(None)`: it was too old.
     fn accept(&mut self, taken: Taken) -> Result<Option<Sample>, String> {
         let sequence = taken.header.sequence;

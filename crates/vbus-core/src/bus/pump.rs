@@ -54,20 +54,22 @@ impl Pump {
         &self.socket
     }
 
-    /// Gives the endpoint what one call of the kernel brings. False: nothing had arrived.
+    /// Gives the endpoint what one call of the kernel brings. False: there is no more.
     pub fn receive<A: Application>(
         &mut self,
         now: Time,
         endpoint: &mut Endpoint<A>,
         app: &mut A,
     ) -> io::Result<bool> {
-        let some = self.socket.receive(&mut self.batch)?;
+        if !self.socket.receive(&mut self.batch)? {
+            return Ok(false);
+        }
         for datagram in self.batch.datagrams() {
             if self.doors.let_in(now, datagram.to) {
                 endpoint.on_datagram(now, arrival(datagram), app);
             }
         }
-        Ok(some)
+        Ok(self.batch.is_full())
     }
 
     /// Hands the kernel what the endpoint has to send.

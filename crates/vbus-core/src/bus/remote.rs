@@ -218,9 +218,10 @@ impl Remote {
 
     fn receive(&mut self) {
         for _ in 0..READS_PER_TURN {
-            match self.pump.receive(now(), &mut self.endpoint, &mut self.traffic) {
-                Ok(true) => self.traffic.pause_filling(),
-                Ok(false) | Err(_) => return,
+            let more = self.pump.receive(now(), &mut self.endpoint, &mut self.traffic);
+            self.traffic.pause_filling();
+            if !more.unwrap_or(false) {
+                return;
             }
         }
     }

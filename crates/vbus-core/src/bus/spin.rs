@@ -40,6 +40,11 @@ impl Spin {
         Self { fixed, ..Self::default() }
     }
 
+    /// Whether it looks for as long as the user says.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.fixed.is_some()
+    }
+
     /// How long to look before this wait; zero is not at all.
     pub(super) fn plan(&mut self) -> Duration {
         if let Some(fixed) = self.fixed {
