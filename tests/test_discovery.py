@@ -1,13 +1,19 @@
 """Discovery without a network: its core, resolver, packets and clock are the test's."""
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
+import threading
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from helpers import until
 
+import vbus
 import vbus.discovery
 from vbus.discovery import announcement, interfaces
 from vbus.discovery.announcement import digest, instance, node_of, properties, read
@@ -447,3 +453,21 @@ def test_ones_own_words_are_known_when_they_come_back():
     gate.datagram_received(OURS + bytes([32]) + OWN.encode(), ("10.0.0.1", 5353))
     gate.datagram_received(OURS + bytes([32]) + OWN.encode(), ("fe80::1%eth0", 5353, 0, 2))
     assert sorted(ECHOES) == ["10.0.0.1", "fe80::1"]
+
+
+def test_a_node_that_closes_while_its_mdns_begins_leaves_no_socket_open(domain, meeting):
+    def sockets_after(moment):
+        node = vbus.Node(domain=domain, shm=meeting, discovery=["mdns"], listen="127.0.0.1:0")
+        time.sleep(moment)
+        node.close(linger=0)
+        until(lambda: all(its.name != "vbus-mdns" for its in threading.enumerate()), "its thread has ended")
+        return sum(is_socket(file) for file in Path("/proc/self/fd").iterdir())
+
+    before = sockets_after(0.2)
+    assert {sockets_after(moment / 400) for moment in range(40)} == {before}
+
+
+def is_socket(file):
+    with contextlib.suppress(OSError):  # that of the listing is gone
+        return file.is_socket()
+    return False

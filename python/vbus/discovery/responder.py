@@ -117,7 +117,8 @@ class Responder:
                 self._dns = AsyncZeroconf(interfaces=places)
                 # Before the first packet: what the cache has already is no news to anybody.
                 self._dns.zeroconf.async_add_listener(self._listener, None)
-                await self._dns.zeroconf.async_wait_for_start()
+                # A cancellation must not reach what zeroconf waits for itself when it is closed.
+                await asyncio.shield(self._dns.zeroconf.async_wait_for_start())
             await self._announce(self._dns.zeroconf, interfaces.announced(chosen, MAX_ADDRESSES))
             await self._dns.zeroconf.async_update_interfaces(places)
             self._guard()
