@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .channel import PublisherQos, SubscriberQos
     from .codec import Codec
     from .codec.arrays import Array
-    from .config import PathText, Settings
+    from .config import PathText
     from .discovery import Discovery
     from .records import (
         Finding,
@@ -156,9 +156,10 @@ class Node(ClosingSlowly):
         self._exchange: Exchange | None = None
         self._first_call = RLock()
         self._log = _Log(self._core)
-        self._discovery = _discover(self._core, settings)
-        seeks = self._discovery is not None and self._discovery.seeks
-        self._met_by = monotonic() + MEETING_SECONDS if seeks else None
+        from .discovery import Discovery
+
+        self._discovery = Discovery(self._core, settings)
+        self._met_by = monotonic() + MEETING_SECONDS if self._discovery.seeks else None
         _close_at_exit(self)
 
     @property
@@ -550,8 +551,7 @@ class Node(ClosingSlowly):
         somebody, and what hinders it."""
         from .reports import meeting_way
 
-        found = self._discovery.status() if self._discovery is not None else _no_network()
-        return (meeting_way(self._core), *found)
+        return (meeting_way(self._core), *self._discovery.status())
 
     def stats(self) -> NodeStats:
         """Counts over all publishers and subscribers; still works after close()."""
@@ -569,16 +569,14 @@ class Node(ClosingSlowly):
             return  # the child of a fork: nothing here is its own
         if self._exchange is not None:
             self._exchange.close(linger)
-        if self._discovery is not None:
-            self._discovery.stop()
+        self._discovery.stop()
         self._core.close(linger)
         for child in list(self._children.values()):
             if (endpoint := child()) is not None:
                 endpoint.close()
         if self._callbacks is not None:
             self._callbacks.end()
-        if self._discovery is not None:
-            self._discovery.join()
+        self._discovery.join()
         self._log.drain()
 
     def __repr__(self) -> str:
@@ -887,22 +885,6 @@ def _codec(type: Any, topic: str) -> Codec:
     from .codec import codec_for
 
     return codec_for(type, topic)
-
-
-def _discover(core: Any, settings: Settings) -> Discovery | None:
-    """The ways to find others over the network, where the core has one."""
-    if settings.listen == "off":
-        return None
-    from .discovery import Discovery
-
-    return Discovery(core, settings)
-
-
-def _no_network() -> tuple[Way, ...]:
-    from .discovery import NO_NETWORK
-    from .records import Way
-
-    return tuple(Way(name, on=False, reason=NO_NETWORK) for name in ("mdns", "peers"))
 
 
 def _make_peer(peer: PeerTuple) -> Peer:

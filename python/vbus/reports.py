@@ -119,12 +119,15 @@ def meeting_way(core: CoreNode) -> Way:
     return Way(
         "shm",
         on=bool(usable),
-        reason="" if directories else 'shm is "off", or discovery does not have "shm"',
+        reason="" if directories else NO_DIRECTORIES,
         heard_ns=max((its.since_ns for its in near), default=None),
         error=errors or None,
         addresses=usable,
         candidates=tuple(Candidate(its.id, (), its.since_ns) for its in near),
     )
+
+
+NO_DIRECTORIES = 'shm is "off", or discovery does not have "shm"'
 
 
 def _names(peer: Peer | str) -> tuple[str, ...]:

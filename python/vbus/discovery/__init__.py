@@ -86,5 +86,6 @@ class Discovery:
         return (*ways, *(Way(name, on=False, reason=why) for name, why in self._off.items()))
 
 
+CLOSED = "the node is closed"
 NO_NETWORK = 'there is no network: listen is "off"'
 GOODBYE_SECONDS = 0.2

@@ -54,10 +54,9 @@ def choose(
     # The first is what the socket is bound to.
     host = ipaddress.ip_address(resolved(*split(listen))[0][0].partition("%")[0])
     chosen: list[Interface] = []
-    missing = dict.fromkeys(wanted)
     for interface in all_present:
-        if wanted and interface.name not in missing:
-            addresses = tuple(its for its in interface.addresses if str(its.ip) in missing)
+        if wanted and interface.name not in wanted:
+            addresses = tuple(its for its in interface.addresses if str(its.ip) in wanted)
         else:
             addresses = interface.addresses
         addresses = tuple(its for its in addresses if _is_heard(its, host))

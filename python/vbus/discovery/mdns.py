@@ -13,6 +13,8 @@ import os
 import threading
 import weakref
 
+from . import CLOSED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
@@ -50,8 +52,9 @@ class Mdns:
         if os.getpid() != self._pid:
             return  # the child of a fork: nothing here is its own
         with self._lock:
-            self._stopped = True
-            if self._cancel is not None:
+            # Once: cancelled again it would leave what it is just closing.
+            is_first, self._stopped = not self._stopped, True
+            if is_first and self._cancel is not None:
                 loop, task = self._cancel
                 loop.call_soon_threadsafe(task.cancel)
 
@@ -67,12 +70,13 @@ class Mdns:
         from vbus.records import Way
 
         heard, responder = self._heard, self._responder
+        reason = CLOSED if self._stopped else ""
         if heard is None or responder is None:
-            return Way("mdns", on=not self._stopped, reason=CLOSED * self._stopped, error=self._error)
+            return Way("mdns", on=not self._stopped, reason=reason, error=self._error)
         return Way(
             "mdns",
             on=not self._stopped,
-            reason=CLOSED * self._stopped,
+            reason=reason,
             heard_ns=heard.last_ns,
             error=self._error or responder.error,
             interfaces=responder.spoken,
@@ -133,9 +137,6 @@ class Mdns:
             self._done.set()
 
 
-CLOSED = "the node is closed"
-
-
 class _Forks:
     """What a fork does to these threads.
 
@@ -149,16 +150,13 @@ class _Forks:
         self.importing = threading.Lock()
         self._forking: int | None = None
         self._known: weakref.WeakSet[Mdns] = weakref.WeakSet()
-        self._registered = False
+        os.register_at_fork(
+            before=self._before, after_in_parent=self._after, after_in_child=self._after_in_child
+        )
 
     def know(self, mdns: Mdns) -> None:
         """It may be forked from now on."""
         self._known.add(mdns)
-        if not self._registered:
-            self._registered = True
-            os.register_at_fork(
-                before=self._before, after_in_parent=self._after, after_in_child=self._after_in_child
-            )
 
     def _before(self) -> None:
         # Not for ever: the fork may itself be within an import that the other one waits for.

@@ -14,6 +14,8 @@ import time
 
 from vbus.errors import Closed
 
+from . import CLOSED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -106,7 +108,7 @@ class Static:
         return Way(
             "peers",
             on=not self._stopped,
-            reason="the node is closed" if self._stopped else "",
+            reason=CLOSED if self._stopped else "",
             heard_ns=max(self._heard.copy().values(), default=None),
             error=next((f"{peer}: {error}" for peer, error in errors.items() if error), None),
             candidates=candidates,

@@ -1,9 +1,12 @@
-"""The ways of discovery, and who may in."""
+"""The ways of discovery."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+
+from vbus.discovery.troubles import troubles
+from vbus.records import Peer
 
 from . import Check
 
@@ -16,9 +19,9 @@ __all__ = ["ways"]
 
 def ways(node: Node) -> list[Check]:
     """How mDNS and `peers` stand; the directories are a check of their own."""
-    own = node._core.self_tuple()[0]  # pyright: ignore[reportPrivateUsage]
-    found = node.explain(peer=own)
-    return [_check(way, [its for its in found if its.path == way.name]) for way in node.discovery()[1:]]
+    over_network = node.discovery()[1:]
+    found = troubles(over_network, Peer(*node._core.self_tuple()))  # pyright: ignore[reportPrivateUsage]
+    return [_check(way, [its for its in found if its.path == way.name]) for way in over_network]
 
 
 def _check(way: Way, hindered: list[Finding]) -> Check:

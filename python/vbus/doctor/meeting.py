@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vbus._vbus import meeting_list
 from vbus.errors import SharedMemoryError
+from vbus.reports import NO_DIRECTORIES
 
 from . import Check
 
@@ -18,7 +19,7 @@ OPEN_TO_ALL = 0o002
 def directories(found: list[tuple[str, str | None]], near: int) -> list[Check]:
     """Which can be used; `near` is how many peers were met there."""
     if not found:
-        return [Check("directories", "ok", 'none: shm is "off", so nobody is met in memory')]
+        return [Check("directories", "ok", f"none: {NO_DIRECTORIES}, so nobody is met in memory")]
     usable = [path for path, error in found if error is None]
     errors = [error for _, error in found if error is not None]
     if not usable:
@@ -81,7 +82,7 @@ def _is_container() -> bool:
 
 
 def _is_mounted(path: str) -> bool:
-    """Whether somebody mounted something there, or around it, but for the container's own root."""
+    """Whether something is mounted just there: around it containers have mounts of their own."""
     real = os.path.realpath(path)
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()

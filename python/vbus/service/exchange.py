@@ -132,11 +132,7 @@ class Exchange:
         with self.lock:
             if self._calls_are_over:
                 raise self.closed_error()
-            self._hear()
-            remotes = self._by_name.get(contract.name)
-            if not remotes:
-                self._learn_all()
-                remotes = self._by_name.get(contract.name, [])
+            remotes = self._servers_of(contract.name)
             if len(remotes) == 1 and remotes[0].fits is contract and remotes[0].leaving is None:
                 best = remotes[0]
             else:
@@ -149,10 +145,14 @@ class Exchange:
     def knows(self, name: str) -> bool:
         """Whether anybody serves `name`, for all that is known."""
         with self.lock:
-            self._hear()
-            if not self._by_name.get(name):
-                self._learn_all()
-            return bool(self._by_name.get(name))
+            return bool(self._servers_of(name))
+
+    def _servers_of(self, name: str) -> list[Remote]:
+        """Under the lock."""
+        self._hear()
+        if not self._by_name.get(name):
+            self._learn_all()
+        return self._by_name.get(name, [])
 
     def _choose(self, contract: Contract, remotes: list[Remote]) -> Remote:
         best, misfit = None, None

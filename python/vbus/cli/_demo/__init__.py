@@ -12,5 +12,3 @@ CAST: dict[str, dict[str, str]] = {
     "there": {"telemetry": "telemetry", "far-viewer": "viewer"},
 }
 """Who is in which group, and what it does."""
-
-VIEWERS = ("viewer", "far-viewer")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from vbus.cli import _containers
-from vbus.cli._demo import CAST, VIEWERS
+from vbus.cli._demo import CAST
 from vbus.cli._demo.hosts import Hosts, NoHostsError, inside
 
 MEETING = "/run/vbus"
@@ -80,9 +80,10 @@ class Stage:
 
     def start(self, name: str, group: str) -> Player:
         """Start one program."""
-        arguments = ["-m", "vbus", "demo", "--role", CAST[group][name], "--video", self.source]
+        role = CAST[group][name]
+        arguments = ["-m", "vbus", "demo", "--role", role, "--video", self.source]
         # Its reports are read; a log is closed by its player.
-        log = None if name in VIEWERS else tempfile.TemporaryFile("w+")  # noqa: SIM115
+        log = None if role == "viewer" else tempfile.TemporaryFile("w+")  # noqa: SIM115
         output = subprocess.PIPE if log is None else log
         if self.engine:
             container = self.engine.start(
