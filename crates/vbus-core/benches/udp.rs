@@ -12,7 +12,10 @@ mod udp {
     pub(super) mod vbus;
 }
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use vbus_core::udp::Socket;
 
 /// What every row carries over.
 const BYTES: u64 = 2 << 30;
@@ -55,6 +58,13 @@ fn main() {
         let cost = median(figures.iter().map(|figure| figure.1));
         println!("{:<18} {rate:>8.2} {cost:>10.3}", row.name);
     }
+}
+
+/// Two sockets of the loopback address.
+fn two_sockets() -> (Socket, Socket) {
+    let here = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
+    let bind = || Socket::bind(here).or_else(|_| Socket::bind(SocketAddr::from(([127, 0, 0, 1], 0))));
+    (bind().expect("a socket"), bind().expect("a socket"))
 }
 
 /// Gbit/s, and CPU seconds per GB.

@@ -16,9 +16,7 @@ const WINDOW: u64 = 2 << 20;
 const SAY_EVERY: u64 = 256 << 10;
 
 pub(crate) fn carry(datagram: usize, bytes: u64) {
-    let here = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
-    let bind = || Socket::bind(here).or_else(|_| Socket::bind(SocketAddr::from(([127, 0, 0, 1], 0))));
-    let (left, right) = (bind().expect("a socket"), bind().expect("a socket"));
+    let (left, right) = crate::two_sockets();
     let (from, to) = (left.address(), right.address());
     std::thread::scope(|scope| {
         scope.spawn(move || receive(right, from, bytes));

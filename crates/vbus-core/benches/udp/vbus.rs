@@ -1,12 +1,10 @@
 //! The same by this crate: one stream of one connection, a program of one thread on each side.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use vbus_core::transport::config::EndpointConfig;
 use vbus_core::transport::{Next, StreamSpec};
-use vbus_core::udp::Socket;
 
 use crate::courier::{Courier, Duty, Parcel, now};
 
@@ -46,9 +44,7 @@ impl Duty for Load {
 }
 
 pub(crate) fn carry(datagram: usize, bytes: u64) {
-    let here = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
-    let bind = || Socket::bind(here).or_else(|_| Socket::bind(SocketAddr::from(([127, 0, 0, 1], 0))));
-    let (left, right) = (bind().expect("a socket"), bind().expect("a socket"));
+    let (left, right) = crate::two_sockets();
     let to = right.address();
     let config =
         || EndpointConfig { datagram_max: datagram, mtu_hint: Some(datagram), ..EndpointConfig::default() };

@@ -208,7 +208,6 @@ impl<D: Duty> Courier<D> {
     }
 
     /// Somebody was reached, or reached us.
-    /// Somebody was reached, or reached us.
     pub(crate) fn is_connected(&self) -> bool {
         self.connection.is_some()
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::events::{Event, Stranger};
+use super::events::{Event, Stranger, wall_ns};
 use super::interest;
 use super::node::NodeCore;
 use super::pair::{Pair, PeerInfo, reachable};
@@ -55,19 +55,14 @@ pub(super) fn meet_far(
         addresses: reachable(address, said.addresses),
         path: Some("udp"),
         rtt,
-        since_ns: core.wall_ns(),
+        since_ns: wall_ns(),
         version: cut_name(&said.release),
     });
     let pair = Pair::far(peer, connection, Arc::clone(&core.wake));
     rtt.inspect(|&rtt| pair.set_rtt(rtt));
     let directories = state.meetings.iter().map(|its| its.path().display().to_string());
     pair.send(&Message::Far(Far::Home(Home::new(meeting::machine(), directories))), &[]);
-    for publisher in state.publishers.values() {
-        pair.send(&interest::announce_publisher(publisher), &[]);
-    }
-    for subscriber in state.subscribers.values() {
-        pair.send(&interest::announce_subscriber(subscriber), &[]);
-    }
+    interest::announce_all(state, &pair);
     state.events.tell(Event::PeerJoined(Arc::clone(&pair.peer)));
     state.neighbours.insert(id, Neighbour::new(Arc::clone(&pair), 0, None));
     state.strangers.forget_at(&address.to_string(), None);

@@ -81,7 +81,7 @@ impl NodeCore {
     /// Waits until everything reliable is with its subscribers' nodes, or tells the user of what is not.
     pub(super) fn flush_all(&self, linger: Duration) {
         let Some(net) = self.net.as_ref().filter(|_| !self.state.lock().closing) else { return };
-        if net.wait_flushed(None, Some(Instant::now() + linger)) {
+        if net.wait_flushed(None, Instant::now() + linger) {
             return;
         }
         for (topic, peers) in net.unflushed() {

@@ -1,6 +1,6 @@
 //! The node's thread: it meets neighbours, listens to what they say, and notices when they are gone.
 //!
-//! It runs no sample's course. Idle, it sleeps in one `epoll`; the node's state is locked for one event at a
+//! Samples in memory do not come by it. Idle, it sleeps in one `epoll`; the node's state is locked for one event at a
 //! time.
 
 use std::io;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::epoll;
 
 use super::counters::COUNTERS_BYTES;
-use super::events::{Event, Stranger};
+use super::events::{Event, Stranger, wall_ns};
 use super::greeting::{Greeting, Own, Step, Why};
 use super::hearing::on_neighbour;
 use super::interest;
@@ -269,7 +269,9 @@ fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
 /// Ends pairs that broke, and sends what waits.
 fn tend(core: &Arc<NodeCore>, state: &mut State) {
     end_the_cut(core, state);
-    let pairs: Vec<Arc<Pair>> = state.neighbours.values().map(|its| Arc::clone(&its.pair)).collect();
+    let wants_care = |its: &&Neighbour| its.wants_out || its.pair.wants_care();
+    let pairs: Vec<Arc<Pair>> =
+        state.neighbours.values().filter(wants_care).map(|its| Arc::clone(&its.pair)).collect();
     for pair in pairs {
         if let Some(reason) = pair.broken() {
             core.notices.tell(Level::Warning, &format!("broken {}", pair.peer.id), || {
@@ -409,8 +411,7 @@ fn refuse(core: &NodeCore, state: &mut State, token: u64, why: Why) {
 
 fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     let Some(greeting) = state.greetings.remove(&token) else { return };
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let Some(peer) = greeting.peer(since.as_nanos() as u64) else { return };
+    let Some(peer) = greeting.peer(wall_ns()) else { return };
     let id = peer.id;
     // Memory beats the network.
     let was_far = leave_the_network(core, state, id);
@@ -428,12 +429,7 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     if let Some(counters) = &core.counters {
         pair.send(&Message::Counters { len: COUNTERS_BYTES as u64 }, &[&counters.file]);
     }
-    for publisher in state.publishers.values() {
-        pair.send(&interest::announce_publisher(publisher), &[]);
-    }
-    for subscriber in state.subscribers.values() {
-        pair.send(&interest::announce_subscriber(subscriber), &[]);
-    }
+    interest::announce_all(state, &pair);
     let peer = Arc::clone(&pair.peer);
     state.events.tell(if was_far {
         Event::PathChanged { peer, old: "udp", new: "shm", reason: "the two share memory" }

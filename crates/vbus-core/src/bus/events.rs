@@ -283,7 +283,8 @@ impl Events {
     }
 }
 
-fn wall_ns() -> u64 {
+/// The wall clock, as `time.time_ns()`.
+pub(super) fn wall_ns() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 

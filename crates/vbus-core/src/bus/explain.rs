@@ -74,8 +74,9 @@ pub(super) fn findings(core: &NodeCore, survey: Option<&Survey>, only: Option<&s
     found.extend(strangers(&state));
     found.extend(unreached);
     found.extend(ways::nowhere_to_meet(core, &state));
-    found.extend(waiting(core, &state, only));
-    found.extend(mismatches(core, &state, only));
+    let owners = subscribers_by_id(core, &state);
+    found.extend(waiting(core, &state, &owners, only));
+    found.extend(mismatches(core, &state, &owners, only));
     found.extend(only.and_then(|topic| one_sided(core, &state, topic)));
     found
 }
@@ -118,8 +119,7 @@ fn strangers(state: &State) -> impl Iterator<Item = Finding> + '_ {
 }
 
 /// Publishers, near and far, that wait for room at a subscriber.
-fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
-    let owners = subscribers_by_id(core, state);
+fn waiting(core: &NodeCore, state: &State, owners: &Owners, only: Option<&str>) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut tell = |publisher: &PeerInfo, topic: &str, blocked: Option<(Id, u64)>| {
         let Some((subscriber, since)) =
@@ -160,7 +160,9 @@ fn waiting(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
 }
 
 /// The node of every subscriber that is known.
-fn subscribers_by_id(core: &NodeCore, state: &State) -> HashMap<Id, Arc<PeerInfo>> {
+type Owners = HashMap<Id, Arc<PeerInfo>>;
+
+fn subscribers_by_id(core: &NodeCore, state: &State) -> Owners {
     let own = state.subscribers.keys().map(|id| (*id, Arc::clone(&core.info)));
     let far = state
         .peers()
@@ -169,8 +171,7 @@ fn subscribers_by_id(core: &NodeCore, state: &State) -> HashMap<Id, Arc<PeerInfo
 }
 
 /// Publishers and subscribers that do not fit.
-fn mismatches(core: &NodeCore, state: &State, only: Option<&str>) -> Vec<Finding> {
-    let owners = subscribers_by_id(core, state);
+fn mismatches(core: &NodeCore, state: &State, owners: &Owners, only: Option<&str>) -> Vec<Finding> {
     let publishers: HashMap<Id, Id> = state
         .peers()
         .flat_map(|neighbour| neighbour.publishers.keys().map(|id| (*id, neighbour.pair.peer.id)))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::counters::Counters;
+use super::events::wall_ns;
 use super::interest::from_wire;
 use super::mirror::{Likeness, Mirror, SEQUENCE_MAX};
 use super::net::Order;
@@ -135,7 +136,7 @@ fn join(state: &State, pair: &Pair, mirror: &Mirror, subscriber: Id, agreed: &Wi
 /// Tells what our publishers count.
 fn tell_figures(core: &NodeCore, state: &State, pair: &Pair) {
     let Some(counters) = core.counters.as_deref().map(Counters::view) else { return };
-    let (wall_ns, now_ns) = (core.wall_ns(), monotonic_ns());
+    let (wall_ns, now_ns) = (wall_ns(), monotonic_ns());
     for publisher in state.publishers.values().filter(|its| !topic::is_own(&its.topic)) {
         let (rate, bytes_per_second) = counters.rates(publisher.counter, wall_ns);
         let encoding = counters.encoding(publisher.counter);

@@ -244,7 +244,7 @@ impl FarLink {
             encoding: header.encoding as u8,
             has_counts: counts.is_some(),
         };
-        // SAFETY: as in `copy_body`.
+        // SAFETY: as in `Departing::body`.
         let meta = unsafe { std::slice::from_raw_parts(taken.meta, header.meta_len as usize) };
         Departing { head: head.encode(meta), counts, expires, taken }
     }
@@ -261,7 +261,12 @@ impl FarLink {
         }
     }
 
-    /// Whether something waits to be sent, or is not with the peer yet.
+    /// Whether nothing of it is promised that is not with the peer.
+    pub(super) fn is_flushed(&self) -> bool {
+        !self.is_reliable() || self.is_left() || self.is_idle()
+    }
+
+    /// Whether nothing waits to be sent, and all is with the peer.
     pub(super) fn is_idle(&self) -> bool {
         let mut reading = self.reading.lock();
         !reading.link.has_waiting() && self.path.held() == 0

@@ -441,6 +441,16 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Tells somebody new of all publishers and subscribers.
+pub(super) fn announce_all(state: &State, pair: &Pair) {
+    for publisher in state.publishers.values() {
+        pair.send(&announce_publisher(publisher), &[]);
+    }
+    for subscriber in state.subscribers.values() {
+        pair.send(&announce_subscriber(subscriber), &[]);
+    }
+}
+
 /// The announcement of a publisher.
 pub(super) fn announce_publisher(publisher: &PublisherCore) -> Message {
     Message::Publisher(Announcement {

@@ -64,7 +64,7 @@ struct State {
     ended: bool,
     /// What the publisher said last that it dropped.
     told: Dropped,
-    /// One more was, before it began.
+    /// The next that will not come was refused, as too large.
     too_large: bool,
 }
 
@@ -272,9 +272,9 @@ impl Mirror {
         self.on_counts(&mut state, &mut outbox, *counts);
     }
 
-    /// Whether the publisher closed and nothing of it is left to report.
-    pub(super) fn is_over(&self) -> bool {
-        self.core.state.lock().closed && !self.report()
+    /// Whether the publisher closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.core.state.lock().closed
     }
 
     // ---- what the transport does ----------------------------------------------------------------

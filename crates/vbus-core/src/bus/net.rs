@@ -135,16 +135,15 @@ impl Net {
     }
 
     /// Waits until everything reliable, of one publisher or of all, is with the nodes of its subscribers.
-    pub(super) fn wait_flushed(&self, publisher: Option<Id>, deadline: Option<Instant>) -> bool {
+    pub(super) fn wait_flushed(&self, publisher: Option<Id>, deadline: Instant) -> bool {
         self.flushing.fetch_add(1, Ordering::SeqCst);
         let mut links = self.links.lock();
         let is_done = |links: &[Arc<FarLink>]| {
             let its = |link: &&Arc<FarLink>| publisher.is_none_or(|id| id == link.publisher);
-            links.iter().filter(its).all(|link| !link.is_reliable() || link.is_left() || link.is_idle())
+            links.iter().filter(its).all(|link| link.is_flushed())
         };
-        let mut over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let mut over = deadline <= Instant::now();
         while !is_done(&links) && !over {
-            let deadline = deadline.unwrap_or_else(|| Instant::now() + std::time::Duration::from_secs(1));
             (links, over) = self.flushed.wait_until(links, deadline);
         }
         let done = is_done(&links);
@@ -168,11 +167,10 @@ impl Net {
         }
         // Event loops look again when their publisher has news.
         let links = self.links();
-        let is_done = |link: &Arc<FarLink>| link.is_left() || link.is_idle();
-        if links.iter().all(is_done) {
+        if links.iter().all(|link| link.is_flushed()) {
             self.unflushed.store(0, Ordering::SeqCst);
         }
-        for owner in links.iter().filter(|link| is_done(link)).filter_map(|link| link.owner()) {
+        for owner in links.iter().filter(|link| link.is_flushed()).filter_map(|link| link.owner()) {
             owner.changed.notify_all();
         }
     }
@@ -191,7 +189,7 @@ impl Net {
     pub(super) fn unflushed(&self) -> Vec<(Arc<str>, usize)> {
         let mut topics: Vec<(Arc<str>, usize)> = Vec::new();
         let links = self.links.lock();
-        for link in links.iter().filter(|link| link.is_reliable() && !link.is_left() && !link.is_idle()) {
+        for link in links.iter().filter(|link| !link.is_flushed()) {
             match topics.iter_mut().find(|(topic, _)| *topic == link.topic) {
                 Some((_, count)) => *count += 1,
                 None => topics.push((Arc::clone(&link.topic), 1)),

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
 use super::counters::Counters;
 use super::driver;
-use super::events::{Endpoint, Event, Stranger, Watch};
+use super::events::{Endpoint, Event, Stranger, Watch, wall_ns};
 use super::explain::{self, Finding};
 use super::ground::Ground;
 use super::interest;
@@ -444,7 +444,6 @@ impl NodeCore {
     ) -> Result<Arc<Self>, NodeError> {
         let net = ground.map(Net::new).transpose()?;
         let limit = if config.memory == 0 { memory::machine_bytes() / 4 } else { config.memory };
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let info = PeerInfo {
             id,
             name: cut_name(&config.name),
@@ -453,7 +452,7 @@ impl NodeCore {
             addresses: ground.map(|its| its.whereabouts.addresses().to_vec()).unwrap_or_default(),
             rtt: None,
             path: None,
-            since_ns: since.as_nanos() as u64,
+            since_ns: wall_ns(),
             version: cut_name(&config.release),
         };
         let wake = Arc::new(Descriptor::event()?);
@@ -502,12 +501,6 @@ impl NodeCore {
             net.order(order);
             self.wake.ring();
         }
-    }
-
-    /// The wall clock.
-    pub(super) fn wall_ns(&self) -> u64 {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        now.as_nanos() as u64
     }
 
     pub(super) fn next_local_link(&self) -> LinkNumber {

@@ -190,9 +190,7 @@ impl OutLink {
 
     /// A sample for this link that is not pushed.
     pub(super) fn skip(&mut self, cause: Cause) {
-        self.skipped += 1;
-        self.memory.skipped().store(self.skipped, Ordering::Relaxed);
-        self.drop_one(cause);
+        self.skip_many(cause, 1);
     }
 
     /// Samples for this link that are not pushed because they were dropped before they came here.

@@ -262,6 +262,12 @@ impl Pair {
         matches!(self.way, Way::Near(_)) && !self.outgoing.lock().waiting.is_empty()
     }
 
+    /// Whether the driver has something to do about it: it broke, or messages wait to be sent.
+    pub(super) fn wants_care(&self) -> bool {
+        let outgoing = self.outgoing.lock();
+        outgoing.broken.is_some() || matches!(self.way, Way::Near(_)) && !outgoing.waiting.is_empty()
+    }
+
     /// The neighbour did what cannot be; the driver ends the connection.
     pub(super) fn break_off(&self, reason: String) {
         self.outgoing.lock().broken.get_or_insert(reason);

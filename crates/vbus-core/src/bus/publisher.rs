@@ -234,7 +234,7 @@ impl Publisher {
     /// shared memory it is, once published.
     pub fn flush(&self, timeout: Duration) -> bool {
         let net = self.core.node.net.as_ref();
-        net.is_none_or(|net| net.wait_flushed(Some(self.core.id), Some(Instant::now() + timeout)))
+        net.is_none_or(|net| net.wait_flushed(Some(self.core.id), Instant::now() + timeout))
     }
 
     /// The counts now. Far subscribers are asked for theirs, if they have not told all.

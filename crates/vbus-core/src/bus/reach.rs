@@ -42,7 +42,7 @@ const LONG: Duration = Duration::from_secs(2);
 const MET: &str = "met";
 /// Anybody may announce anything: of what is found so, so many addresses are tried at a time, the latest and those
 /// that were tried least first, …
-const FOUND: &str = "mdns";
+pub(super) const FOUND: &str = "mdns";
 const CROWD: usize = 256;
 /// … and one that has had so long gives way to another.
 const TURN: Duration = Duration::from_secs(1);
@@ -348,7 +348,7 @@ impl Targets {
     pub(super) fn standby(&self) -> Vec<(String, SocketAddr)> {
         let of = |target: &Target, place: &Place| match place.near {
             Some(id) => Some((id.to_string(), place.address)),
-            None if target.source == "mdns" => Some((target.name.clone(), place.address)),
+            None if target.source == FOUND => Some((target.name.clone(), place.address)),
             None => None,
         };
         self.all

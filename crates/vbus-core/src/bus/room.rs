@@ -360,9 +360,11 @@ impl PublisherCore {
             return;
         }
         for link in state.links.iter().flatten() {
-            if link.memory.want_space().load(Ordering::Relaxed) != 0 {
-                link.memory.want_space().store(0, Ordering::Relaxed);
-                link.memory.want_slots().store(0, Ordering::Relaxed);
+            // Whoever answered one of them has cleared that one alone.
+            for word in [link.memory.want_space(), link.memory.want_slots()] {
+                if word.load(Ordering::Relaxed) != 0 {
+                    word.store(0, Ordering::Relaxed);
+                }
             }
         }
     }

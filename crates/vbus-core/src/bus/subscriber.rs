@@ -228,14 +228,13 @@ impl Subscriber {
     /// Looks for a short while whether something comes, if that tends to help. The driver looks for what comes over
     /// the network: two that look would only take the processor from each other.
     pub fn look(&self, deadline: Option<Instant>) -> bool {
-        let leaves_it_to_driver = {
+        let mut time = {
             let mut inbox = self.core.inbox.lock();
-            !inbox.spin.is_fixed() && inbox.is_far_and_slow()
+            if !inbox.spin.is_fixed() && inbox.is_far_and_slow() {
+                return false;
+            }
+            inbox.spin.plan()
         };
-        if leaves_it_to_driver {
-            return false;
-        }
-        let mut time = self.plan_look(None);
         if let Some(deadline) = deadline {
             time = time.min(deadline.saturating_duration_since(Instant::now()));
         }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::counters::{CounterView, Counters};
+use super::events::wall_ns;
 use super::interest;
 use super::node::NodeCore;
 use super::pair::PeerInfo;
@@ -67,7 +67,7 @@ pub struct TopicMismatch {
 
 impl NodeCore {
     pub(super) fn topics(&self) -> Vec<TopicEntry> {
-        let now_ns = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now_ns = wall_ns();
         let state = self.state.lock();
         let mut topics: HashMap<String, TopicEntry> = HashMap::new();
         let mut subscribers: Vec<(String, TopicPoint)> = Vec::new();
@@ -91,7 +91,7 @@ impl NodeCore {
                 entry.encoding = counted.encoding;
             }
         };
-        let counted = |view, counter| Counted::read(view, counter, now_ns as u64);
+        let counted = |view, counter| Counted::read(view, counter, now_ns);
         for publisher in state.publishers.values() {
             let qos = interest::from_wire(&interest::offer_to_wire(&publisher.offer));
             let point = point(publisher.id, &self.info, &publisher.shape, qos);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::explain::Finding;
 use super::node::NodeCore;
-use super::reach::Unanswered;
+use super::reach::{FOUND, Unanswered};
 use super::state::{Neighbour, State};
 use super::survey::Survey;
 use crate::base::id::Id;
@@ -73,7 +73,7 @@ pub(super) fn other_ways(
     let peer = neighbour.pair.peer.id;
     if neighbour.pair.connection().is_some() {
         let (verdict, reason, remedy) = no_memory(core, state, neighbour)?;
-        return Some(Finding { path: "shm", ..Finding::of(peer, verdict, reason, remedy) });
+        return Some(Finding::of(peer, verdict, reason, remedy));
     }
     let id = peer.to_string();
     let standby = survey?.standby.iter().filter(|(its, _)| *its == id);
@@ -153,14 +153,14 @@ fn unusable(core: &NodeCore) -> Option<(String, String)> {
 /// Nobody can be met in memory, which is not what was wanted.
 pub(super) fn nowhere_to_meet(core: &NodeCore, state: &State) -> Option<Finding> {
     let (reason, remedy) = unusable(core).filter(|_| state.meetings.is_empty())?;
-    Some(Finding { path: "shm", ..Finding::of(core.info.id, "failed", reason, remedy) })
+    Some(Finding::of(core.info.id, "failed", reason, remedy))
 }
 
 /// Names that lead to nobody. Knocks there, so it takes a moment.
 pub(super) fn unreached(survey: &Survey, is_peer: impl Fn(&str) -> bool) -> Vec<Finding> {
     let mut lost: Vec<&Unanswered> = survey.unanswered.iter().filter(|its| !is_peer(&its.name)).collect();
     // What the user wrote comes first.
-    lost.sort_by_key(|its| its.source == "mdns");
+    lost.sort_by_key(|its| its.source == FOUND);
     lost.truncate(NAMES_MAX);
     let asked: Vec<SocketAddr> =
         lost.iter().flat_map(|its| its.addresses.iter().take(ADDRESSES_MAX)).copied().collect();
@@ -170,7 +170,7 @@ pub(super) fn unreached(survey: &Survey, is_peer: impl Fn(&str) -> bool) -> Vec<
         let (echo, &address) =
             echo.zip(&its.addresses).min_by_key(|(echo, _)| *echo as u8).expect("it was tried somewhere");
         let (reason, remedy) = why_unanswered(its, echo, address);
-        let who = if its.source == "mdns" { address.to_string() } else { its.name.clone() };
+        let who = if its.source == FOUND { address.to_string() } else { its.name.clone() };
         Finding { peer: None, address: who, path: "udp", topic: None, verdict: "failed", reason, remedy }
     };
     lost.iter().map(finding).collect()
@@ -178,7 +178,7 @@ pub(super) fn unreached(survey: &Survey, is_peer: impl Fn(&str) -> bool) -> Vec<
 
 fn why_unanswered(its: &Unanswered, echo: Echo, address: SocketAddr) -> (String, String) {
     let (host, port) = (address.ip(), address.port());
-    let by_mdns = its.source == "mdns";
+    let by_mdns = its.source == FOUND;
     let found = if by_mdns {
         format!("found by mDNS {} s ago, but nobody answers", its.heard.as_secs())
     } else {

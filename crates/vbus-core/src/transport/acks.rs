@@ -99,8 +99,7 @@ impl Acks {
         write_ack(packet, room, u64::from(path), waited, self.arrived.descending(), marks)
     }
 
-    /// The acknowledgement went in a packet that the peer acknowledges itself, or not. True if the packet should
-    /// ask for it, so that old numbers can be forgotten.
+    /// The acknowledgement went; `asked`: in a packet that the peer acknowledges itself.
     pub fn on_sent(&mut self, asked: bool) {
         self.due = None;
         self.packets = 0;

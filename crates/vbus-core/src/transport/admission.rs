@@ -2,6 +2,7 @@
 
 use super::cipher::Ciphers;
 use super::keys;
+use crate::wire::control::cut_to;
 use crate::wire::packet::{Code, DOMAIN_MAX, Mode, NAME_MAX};
 
 /// On what terms a node is reached, with its key if it has one.
@@ -51,12 +52,11 @@ impl Admission {
             Terms::Open => (Mode::Open, &b"vbus without a secret"[..]),
             Terms::Secret(key) => (Mode::Secret, &key[..]),
         };
-        let end = (0..=name.len().min(NAME_MAX)).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
         Ok(Self {
             mode,
             psk: keys::derive(b"vbus psk 1", key, domain.as_bytes()),
             domain: domain.to_owned(),
-            name: name[..end].to_owned(),
+            name: cut_to(name, NAME_MAX).to_owned(),
             ciphers: Ciphers::here(),
         })
     }

@@ -162,12 +162,21 @@ impl<A: Application> Endpoint<A> {
     /// What was to be sent did not leave, since the first link on the way takes only datagrams of up to `largest`.
     pub fn on_too_large(&mut self, transmit: &Transmit, largest: usize) {
         let size = transmit.segment_size.unwrap_or(transmit.len);
-        let leads_there = |held: &Held| held.session.path().route.here().remote == transmit.to;
-        let there: Vec<usize> =
-            self.sessions.iter().filter(|(_, held)| leads_there(held)).map(|(at, _)| at).collect();
-        for at in there {
+        let leads_there = |_, held: &Held| held.session.path().route.here().remote == transmit.to;
+        self.for_sessions(leads_there, |session| session.on_too_large(size, largest));
+    }
+
+    /// Something happens to all sessions of which `which` is true, by place and content.
+    pub(super) fn for_sessions(
+        &mut self,
+        which: impl Fn(usize, &Held) -> bool,
+        happen: impl Fn(&mut Session),
+    ) {
+        let all: Vec<usize> =
+            self.sessions.iter().filter(|&(at, held)| which(at, held)).map(|(at, _)| at).collect();
+        for at in all {
             if let Some(held) = self.sessions.get_mut(at) {
-                held.session.on_too_large(size, largest);
+                happen(&mut held.session);
             }
             self.look_after(at);
         }
@@ -301,11 +310,10 @@ impl<A: Application> Endpoint<A> {
                 // The others come first.
                 held.is_ready = true;
                 self.ready.push_back(at);
-            } else if held.session.is_gone() {
-                self.cut(now, at);
-            }
-            if transmit.is_some() {
                 return transmit;
+            }
+            if held.session.is_gone() {
+                self.cut(now, at);
             }
             self.set_alarm(at);
         }
@@ -344,7 +352,7 @@ impl<A: Application> Endpoint<A> {
         while let Some(&Reverse((time, at))) = self.alarms.peek() {
             let due = self.sessions.get(at).and_then(|held| held.alarm.filter(|&alarm| alarm == time));
             let deadline = due.and_then(|_| self.deadline(at));
-            if deadline == Some(time) || deadline.is_some_and(|deadline| deadline < time) {
+            if deadline.is_some_and(|deadline| deadline <= time) {
                 return Some(time);
             }
             self.alarms.pop();
@@ -456,7 +464,6 @@ impl<A: Application> Endpoint<A> {
 
     fn on_alarm(&mut self, now: Time, at: usize, app: &mut A) {
         let Some(held) = self.sessions.get_mut(at) else { return };
-        held.alarm = None;
         let place = held.pair;
         let mut pair = place.and_then(|place| self.pairs.get_mut(place));
         if let Some(pair) = &mut pair

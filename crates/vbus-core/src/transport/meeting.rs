@@ -8,8 +8,9 @@
 use std::net::SocketAddr;
 
 use super::attempt::{Attempt, Candidate, Met, Proof, Stage, Trying};
+use super::config::EndpointConfig;
 use super::connection::{Carrier, Pair};
-use super::endpoint::{Arrival, Endpoint, Named, PLACES};
+use super::endpoint::{Arrival, Endpoint, Held, Named, PLACES};
 use super::event::{Event, Lost};
 use super::handshake::{Answered, Ended, Established, Finished, Greeted, Initiator};
 use super::mtu;
@@ -77,10 +78,7 @@ impl<A: Application> Endpoint<A> {
 
     /// A connection goes on, or is lost: nobody need try to reach its peer for its sake.
     pub(super) fn end_resuming(&mut self, connection: Connection) {
-        let resumes = |trying: &Trying| trying.resumes == Some(connection);
-        let all: Vec<_> =
-            self.attempts.iter().filter(|(_, trying)| resumes(trying)).map(|(&attempt, _)| attempt).collect();
-        for attempt in all {
+        for attempt in self.attempts_that(|trying| trying.resumes == Some(connection)) {
             self.end_attempt(attempt);
         }
     }
@@ -89,9 +87,7 @@ impl<A: Application> Endpoint<A> {
     pub(super) fn begin_again(&mut self, now: Time, peer: Id, epoch: u64) {
         let tells = |met: &Met| met.peer == peer && met.epoch == epoch;
         let void = |trying: &Trying| trying.candidates().iter().any(|candidate| tells(&candidate.met));
-        let all: Vec<_> =
-            self.attempts.iter().filter(|(_, trying)| void(trying)).map(|(&attempt, _)| attempt).collect();
-        for attempt in all {
+        for attempt in self.attempts_that(void) {
             if let Some(trying) = self.end_attempt(attempt) {
                 self.attempts.insert(attempt, trying);
                 self.begin(now, attempt);
@@ -106,8 +102,11 @@ impl<A: Application> Endpoint<A> {
     }
 
     fn behind(&self, attempt: Attempt) -> Vec<Attempt> {
-        let behind = |trying: &Trying| matches!(trying.stage, Stage::Behind(first) if first == attempt);
-        self.attempts.iter().filter(|(_, trying)| behind(trying)).map(|(&other, _)| other).collect()
+        self.attempts_that(|trying| matches!(trying.stage, Stage::Behind(first) if first == attempt))
+    }
+
+    fn attempts_that(&self, are_so: impl Fn(&Trying) -> bool) -> Vec<Attempt> {
+        self.attempts.iter().filter(|(_, trying)| are_so(trying)).map(|(&attempt, _)| attempt).collect()
     }
 
     fn send_letters(&mut self, attempt: Attempt) {
@@ -121,10 +120,7 @@ impl<A: Application> Endpoint<A> {
     }
 
     pub(super) fn on_attempts_timeout(&mut self, now: Time) {
-        let is_due = |trying: &Trying| trying.timeout().is_some_and(|due| now >= due);
-        let due: Vec<_> =
-            self.attempts.iter().filter(|(_, trying)| is_due(trying)).map(|(&attempt, _)| attempt).collect();
-        for attempt in due {
+        for attempt in self.attempts_that(|trying| trying.timeout().is_some_and(|due| now >= due)) {
             let Some(initiator) = self.attempts.get_mut(&attempt).and_then(Trying::initiator) else {
                 continue;
             };
@@ -161,7 +157,6 @@ impl<A: Application> Endpoint<A> {
     ) {
         match *long {
             Long::Hello(ref hello) => {
-                let parameters = self.parameters(from.remote);
                 let greeted = self.greetings.on_hello(
                     now,
                     &self.own,
@@ -169,7 +164,7 @@ impl<A: Application> Endpoint<A> {
                     from.remote,
                     is_loopback,
                     hello,
-                    || parameters,
+                    || parameters(&self.config, from.remote),
                 );
                 self.on_greeted(from, greeted);
             }
@@ -239,20 +234,6 @@ impl<A: Application> Endpoint<A> {
         }
     }
 
-    /// What is told to whoever is at an address.
-    fn parameters(&self, observed: SocketAddr) -> Parameters {
-        let config = &self.config;
-        Parameters {
-            datagram_max: config.datagram_max as u64,
-            ack_delay_max: super::acks::DELAY_MAX,
-            kept: config.kept,
-            streams_max: config.streams_max as u64,
-            observed: Some(observed),
-            words: config.words.clone(),
-            ..Parameters::default()
-        }
-    }
-
     fn draw_epoch(&mut self) -> u64 {
         // 0 means none.
         u64::from_be_bytes(self.entropy.bytes()).max(1)
@@ -276,7 +257,7 @@ impl<A: Application> Endpoint<A> {
         let fresh = self.draw_epoch();
         let (mut epoch, mut replaces, mut is_known) = (fresh, None, false);
         let answered = initiator.on_answer(now, &self.own, is_loopback, cid, noise, |peer| {
-            let mut parameters = self.parameters(from.remote);
+            let mut parameters = parameters(&self.config, from.remote);
             let known = self.by_peer.get(&peer).and_then(|&place| self.pairs.get(place));
             let session = known.and_then(Pair::session).and_then(|at| self.sessions.get(at));
             is_known = known.is_some();
@@ -457,8 +438,7 @@ impl<A: Application> Endpoint<A> {
         let meets = |trying: &Trying| {
             trying.candidates().iter().any(|other| other.met.peer == peer && !other.met.stays(own))
         };
-        let met: Vec<_> =
-            self.attempts.iter().filter(|(_, trying)| meets(trying)).map(|(&attempt, _)| attempt).collect();
+        let met = self.attempts_that(meets);
         let Some(connection) = self.pairs.get(place).map(|pair| pair.name) else { return };
         for attempt in met {
             let resumes = self.end_attempt(attempt).is_some_and(|trying| trying.resumes.is_some());
@@ -557,18 +537,8 @@ impl<A: Application> Endpoint<A> {
     /// Somebody new is where another was: that one is perhaps gone.
     fn doubt_others(&mut self, at: usize, address: SocketAddr) {
         let there = |session: &Session| session.is_open() && session.path().route.here().remote == address;
-        let others: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|&(other, held)| other != at && held.pair.is_some() && there(&held.session))
-            .map(|(other, _)| other)
-            .collect();
-        for other in others {
-            if let Some(held) = self.sessions.get_mut(other) {
-                held.session.doubt();
-            }
-            self.look_after(other);
-        }
+        let is_another = |other, held: &Held| other != at && held.pair.is_some() && there(&held.session);
+        self.for_sessions(is_another, Session::doubt);
     }
 
     /// A session ended, and the connection that it carried is to go on.
@@ -585,5 +555,18 @@ impl<A: Application> Endpoint<A> {
             self.try_to_reach(now, here.remote, is_local, Some(connection));
         }
         self.look_after(at);
+    }
+}
+
+/// What is told to whoever is at an address.
+fn parameters(config: &EndpointConfig, observed: SocketAddr) -> Parameters {
+    Parameters {
+        datagram_max: config.datagram_max as u64,
+        ack_delay_max: super::acks::DELAY_MAX,
+        kept: config.kept,
+        streams_max: config.streams_max as u64,
+        observed: Some(observed),
+        words: config.words.clone(),
+        ..Parameters::default()
     }
 }

@@ -141,7 +141,7 @@ pub struct NeverSent {
 /// Counts of one path since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryStats {
-    /// Packets that left, and their bytes.
+    /// Packets that left.
     pub sent_packets: u64,
     /// Bytes that left.
     pub sent_bytes: u64,

@@ -434,7 +434,7 @@ impl<M: Outgoing> SendStream<M> {
         }
     }
 
-    /// The application gives up a message that was not sent yet, or not all of it. Whether it could.
+    /// The application gives up a message, unless it is with the peer or given up already. Whether it could.
     pub(super) fn withdraw(&mut self, number: u64) -> bool {
         let live = self.entry(number).is_some_and(|entry| entry.state == State::Live);
         if live {

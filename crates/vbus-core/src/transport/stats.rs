@@ -11,7 +11,7 @@ use super::session::SessionCounts;
 /// Of an endpoint, since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStats {
-    /// Datagrams that came, and their bytes.
+    /// Datagrams that came.
     pub datagrams_received: u64,
     /// Their bytes.
     pub bytes_received: u64,

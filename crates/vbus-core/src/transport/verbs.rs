@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::connection::Pair;
 use super::endpoint::{Endpoint, PLACES};
-use super::session::CloseCode;
+use super::session::{CloseCode, Session};
 use super::stats::{ConnectionStats, EndpointStats};
 use super::streams::{ControlFull, Streams};
 use super::{Application, Connection, StreamId, StreamSpec};
@@ -125,14 +125,7 @@ impl<A: Application> Endpoint<A> {
     /// The network of this end is another than before: every peer is asked whether it is still there, and so learns
     /// where this end is now.
     pub fn ask_everyone(&mut self) {
-        let all: Vec<usize> =
-            self.sessions.iter().filter(|(_, held)| held.pair.is_some()).map(|(at, _)| at).collect();
-        for at in all {
-            if let Some(held) = self.sessions.get_mut(at) {
-                held.session.ask_now();
-            }
-            self.look_after(at);
-        }
+        self.for_sessions(|_, held| held.pair.is_some(), Session::ask_now);
     }
 
     /// What peers that are met from now on are told, at most

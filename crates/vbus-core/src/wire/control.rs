@@ -428,20 +428,21 @@ impl Message {
 
 /// Cuts a text that goes into [`Message::Refused`] or [`Message::Mismatch`] to what may travel.
 pub fn cut(text: &str) -> String {
-    let mut end = text.len().min(REASON_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    cut_to(text, REASON_MAX).to_owned()
 }
 
 /// Cuts a name or host to what may travel.
 pub fn cut_name(text: &str) -> String {
-    let mut end = text.len().min(NAME_MAX);
+    cut_to(text, NAME_MAX).to_owned()
+}
+
+/// The beginning of a text, of at most so many bytes, that ends behind a whole character.
+pub fn cut_to(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].to_owned()
+    &text[..end]
 }
 
 fn write_announcement(to: &mut Writer, announcement: &Announcement) {

@@ -266,8 +266,9 @@ impl Remote {
     fn send_report(&mut self) {
         let mut open = false;
         for (connection, mirror) in self.traffic.mirrors() {
-            open |= mirror.report();
-            if mirror.is_over() {
+            let is_open = mirror.report();
+            open |= is_open;
+            if !is_open && mirror.is_closed() {
                 mirror.part_all();
                 self.net.order(Order::Forget(connection, Arc::clone(mirror)));
             }

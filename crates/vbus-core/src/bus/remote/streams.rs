@@ -13,7 +13,7 @@ use crate::transport::Connection;
 use crate::wire::control::Message;
 use crate::wire::far::Far;
 
-/// The same for a stream, while one waits to be taken.
+/// Memory for a stream is looked for so often, while one waits to be taken.
 const FLOOR_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of a message of control that travel at once; a first byte says whether more follows.
 const PIECE: usize = 60 << 10;

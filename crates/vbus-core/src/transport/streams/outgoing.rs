@@ -87,6 +87,13 @@ pub(super) struct Outbound<M> {
     alarms: BTreeSet<(Time, StreamId, Alarm)>,
 }
 
+/// A stream began to wait for credit, or ended it, or neither: `wanting` are those that do.
+fn count_wanting<M>(wanting: &mut usize, out: &mut Out<M>) {
+    let wants = out.stream.wanted.is_some();
+    *wanting = *wanting + usize::from(wants) - usize::from(out.wants);
+    out.wants = wants;
+}
+
 /// What tells an application what became of its messages.
 fn fate<A: Application>(
     app: &mut A,
@@ -167,7 +174,7 @@ impl<M: Outgoing> Outbound<M> {
             out.stream.wanted = None;
             out.finish = Finish::Told;
             desk.tell(Tell::Finish(id));
-            self.count_wanting(id);
+            count_wanting(&mut self.wanting, out);
         }
     }
 
@@ -328,8 +335,8 @@ impl<M: Outgoing> Outbound<M> {
 
     /// After anything that happened to a stream: puts it where it belongs, and lets it go when it is over.
     fn look_after(&mut self, desk: &mut Desk, id: StreamId) {
-        self.count_wanting(id);
         let Some(out) = self.streams.get_mut(&id) else { return };
+        count_wanting(&mut self.wanting, out);
         let stream = &mut out.stream;
         if stream.has_skips() {
             desk.tell(Tell::Skip(id));
@@ -359,13 +366,6 @@ impl<M: Outgoing> Outbound<M> {
         if out.finish == Finish::Known && stream.is_settled() {
             self.remove(id);
         }
-    }
-
-    fn count_wanting(&mut self, id: StreamId) {
-        let Some(out) = self.streams.get_mut(&id) else { return };
-        let wants = out.stream.wanted.is_some();
-        self.wanting = self.wanting + usize::from(wants) - usize::from(out.wants);
-        out.wants = wants;
     }
 
     fn remove(&mut self, id: StreamId) -> Option<Out<M>> {
