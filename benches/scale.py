@@ -82,8 +82,8 @@ There are as many processes as nodes, all begun at once on that one machine, so 
 is mostly the work of all of them on these cores. *Full* is when each node has all others as peers;
 *opened* is the longest that `Node()` took. Processor time is that of all nodes together: until
 {SETTLE_SECONDS:.0f} s after that, with the imports of what each needs, and in the {IDLE_SECONDS:.0f} s
-afterwards, in which nobody publishes. Packets are those of mDNS in these two times. Memory is what is
-resident, shared parts counted in each process.
+afterwards, in which nobody publishes. Packets are those of mDNS in these two times. Threads and memory
+are those of the process that has most: all its threads, and what is resident, shared parts counted in each.
 """
 
 
