@@ -208,7 +208,9 @@ def test_a_far_service_answers_and_streams(far):
 
 
 @pytest.mark.contract("when no server is known after the meeting time")
-@pytest.mark.parametrize("way", ["call", "call_async", "call_stream", "call_unserved"])
+@pytest.mark.parametrize(
+    "way", ["call", "call_async", "call_stream", "call_stream in a loop", "call_unserved"]
+)
 def test_a_call_right_after_joining_finds_a_far_server(far, join, way):
     there = far("there")
     there.serve("double", lambda value: 2 * value, request=int, reply=int)
@@ -221,6 +223,12 @@ def test_a_call_right_after_joining_finds_a_far_server(far, join, way):
                     assert asyncio.run(here.call_async("double", 21, request=int, reply=int)) == 42
                 case "call_stream":
                     assert list(here.call_stream("double", 21, request=int, reply=int)) == [42]
+                case "call_stream in a loop":
+
+                    async def items():
+                        return [item async for item in here.call_stream("double", 21, request=int, reply=int)]
+
+                    assert asyncio.run(items()) == [42]
                 case _:
                     with pytest.raises(vbus.NoServer, match="nobody serves 'triple'"):
                         here.call("triple", 21, request=int, reply=int)

@@ -13,13 +13,14 @@ from vbus.errors import Closed, DecodeError, Error, NoServer, RemoteError, Timeo
 from vbus.waits import acquire, deadline_in
 
 from . import wire
-from .meeting import meet
+from .meeting import may_meet, meet
 from .wire import WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from typing import NoReturn, Self
 
+    from vbus.codec import Encoded
     from vbus.node import Node
 
     from .contract import Contract
@@ -75,6 +76,7 @@ class CallStream(Closing, Generic[R]):
         "exchange",
         "outgoing",
         "pending",
+        "request",
         "timeout",
         "turn",
     )
@@ -83,7 +85,8 @@ class CallStream(Closing, Generic[R]):
         self, node: Node, exchange: Exchange, contract: Contract, value: Any, timeout: float | None
     ) -> None:
         deadline = deadline_in(timeout)
-        encoded = contract.request.encoder(value)
+        self.request: Encoded | bytes | None = contract.request.encoder(value)
+        """What is asked, until the call has begun."""
         self._node = node
         self.exchange = exchange
         self._contract = contract
@@ -91,22 +94,27 @@ class CallStream(Closing, Generic[R]):
         self._consumed = 0
         self._granted = WINDOW
         self.turn = allocate_lock()
-        may_wait = not _is_in_loop()
-        if may_wait and not exchange.is_interrupted():
-            meet(exchange, contract.name, deadline)
-        self.pending: Pending | None = exchange.begin(contract, is_stream=True)
-        self.outgoing: Outgoing | None = wire.STREAM, self.pending.number, WINDOW, encoded
+        self.pending: Pending | None = None
+        self.outgoing: Outgoing | None = None
+        """The request of a call that has begun, until it was sent."""
         # In a loop, what has to wait waits until the first step: no loop stands still for us.
+        may_wait = not _is_in_loop()
         if exchange.is_interrupted():
             exchange.aside(self._begin, deadline, may_wait)
         else:
             self._begin(deadline, may_wait)
 
     def _begin(self, deadline: float | None, may_wait: bool) -> None:
-        pending, outgoing = self.pending, self.outgoing
-        if pending is None or outgoing is None:
-            return
         try:
+            if self.request is not None:
+                if may_wait:
+                    meet(self.exchange, self.name, deadline)
+                elif may_meet(self.exchange, self.name):
+                    return
+                self.choose()
+            pending, outgoing = self.pending, self.outgoing
+            if pending is None or outgoing is None:
+                return
             if self.exchange.try_send(pending, outgoing):
                 self.outgoing = None
             elif may_wait:
@@ -116,10 +124,17 @@ class CallStream(Closing, Generic[R]):
             self.close()
             raise
 
+    def choose(self) -> None:
+        """Begin the call of a server, to which nothing is sent yet. NoServer if there is none."""
+        if self.request is not None:
+            self.pending = self.exchange.begin(self._contract, is_stream=True)
+            self.outgoing = wire.STREAM, self.pending.number, WINDOW, self.request
+            self.request = None
+
     def __next__(self) -> R:
         if self.exchange.is_interrupted():
             return self.exchange.aside(self.__next__)
-        self.open_call()
+        self.check_open()
         deadline = deadline_in(self.timeout)
         if not acquire(self.turn, deadline):
             raise self.timeout_error()
@@ -137,14 +152,28 @@ class CallStream(Closing, Generic[R]):
 
         return await step(self)
 
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self._contract.name
+
+    def check_open(self) -> None:
+        """Closed if it was left, ForkError in a child."""
+        _ = self.exchange.core.closed
+        if self.pending is None and self.request is None:
+            raise self._left_error()
+
     def open_call(self) -> Pending:
-        """What it waits for. Closed if it was left, ForkError in a child."""
+        """What it waits for, once the call has begun. Closed if it was left, ForkError in a child."""
         _ = self.exchange.core.closed
         if self.pending is None:
-            error = Closed(f"the stream of {quote(self._contract.name)} was left; call again")
-            error.topic = self._contract.name
-            raise error
+            raise self._left_error()
         return self.pending
+
+    def _left_error(self) -> Closed:
+        error = Closed(f"the stream of {quote(self.name)} was left; call again")
+        error.topic = self.name
+        return error
 
     def take(self, pending: Pending, over: type[StopIteration | StopAsyncIteration]) -> R:
         """The next item, which is there."""
@@ -164,15 +193,13 @@ class CallStream(Closing, Generic[R]):
 
     def timeout_error(self) -> Timeout:
         """For an item that did not come in time."""
-        error = Timeout(
-            f"no item of the stream of {quote(self._contract.name)} in {self.timeout} s; it goes on"
-        )
-        error.topic = self._contract.name
+        error = Timeout(f"no item of the stream of {quote(self.name)} in {self.timeout} s; it goes on")
+        error.topic = self.name
         return error
 
     def close(self) -> None:
         """Leave it: the generator at the server is closed. Closing twice is fine."""
-        pending, self.pending, self.outgoing = self.pending, None, None
+        pending, self.pending, self.outgoing, self.request = self.pending, None, None, None
         if pending is not None and self.exchange.pid == os.getpid():
             self.exchange.leave(pending)
 
@@ -187,11 +214,12 @@ class CallStream(Closing, Generic[R]):
         return _Loop(self)
 
     def __repr__(self) -> str:
-        return f"<vbus.CallStream of {self._contract.name!r}>"
+        return f"<vbus.CallStream of {self.name!r}>"
 
     def forget(self) -> None:
         """Leave it, from wherever the garbage collector happens to run: takes no lock."""
         pending: Pending | None = getattr(self, "pending", None)
+        self.request = None
         if pending is not None and not pending.is_over and self.exchange.pid == os.getpid():
             self.pending = self.outgoing = None
             self.exchange.left.append(pending)

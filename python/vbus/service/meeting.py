@@ -17,7 +17,12 @@ from vbus.errors import Closed, Timeout
 if TYPE_CHECKING:
     from .exchange import Exchange
 
-__all__ = ["meet", "meet_async"]
+__all__ = ["may_meet", "meet", "meet_async"]
+
+
+def may_meet(exchange: Exchange, name: str) -> bool:
+    """Whether no server is known, and one may still be met."""
+    return exchange.met_by is not None and time.monotonic() < exchange.met_by and not exchange.knows(name)
 
 
 def meet(exchange: Exchange, name: str, deadline: float | None, until: float | None = None) -> None:
@@ -39,8 +44,7 @@ def meet(exchange: Exchange, name: str, deadline: float | None, until: float | N
 
 async def meet_async(exchange: Exchange, name: str, deadline: float | None) -> None:
     """The same for a task."""
-    if exchange.met_by is None or time.monotonic() >= exchange.met_by or exchange.knows(name):
-        return
-    import asyncio
+    if may_meet(exchange, name):
+        import asyncio
 
-    await asyncio.to_thread(meet, exchange, name, deadline)
+        await asyncio.to_thread(meet, exchange, name, deadline)

@@ -53,7 +53,7 @@ async def call_async(exchange: Exchange, contract: Contract, value: Any, timeout
 
 async def step(stream: CallStream[R]) -> R:
     """The next item of a stream. StopAsyncIteration at its end."""
-    stream.open_call()
+    stream.check_open()
     deadline = deadline_in(stream.timeout)
     while not stream.turn.acquire(blocking=False):
         # Another task, or a thread, steps just now.
@@ -61,19 +61,27 @@ async def step(stream: CallStream[R]) -> R:
             raise stream.timeout_error()
         await asyncio.sleep(LONGEST_NAP)
     try:
-        if stream.outgoing is not None and stream.pending is not None:
-            try:
-                await _send(stream.exchange, stream.pending, stream.outgoing, deadline)
-            except BaseException:
-                stream.close()
-                raise
-            stream.outgoing = None
+        await _begin(stream, deadline)
         pending = stream.open_call()
         if not await _wait(stream.exchange, pending, deadline):
             raise stream.timeout_error()
         return stream.take(pending, StopAsyncIteration)
     finally:
         stream.turn.release()
+
+
+async def _begin(stream: CallStream[R], deadline: float | None) -> None:
+    """What the first step does, where the stream was made in a loop and something had to wait."""
+    try:
+        if stream.request is not None:
+            await meet_async(stream.exchange, stream.name, deadline)
+            stream.choose()
+        if stream.outgoing is not None and stream.pending is not None:
+            await _send(stream.exchange, stream.pending, stream.outgoing, deadline)
+            stream.outgoing = None
+    except BaseException:
+        stream.close()
+        raise
 
 
 async def _send(exchange: Exchange, pending: Pending, outgoing: Outgoing, deadline: float | None) -> None:
