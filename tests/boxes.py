@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from helpers import PROGRAMS, WATCHDOG
-from hosts import Host, Puppet
+from hosts import SECRET, Host, Puppet
 
 from vbus.cli import _containers
 
 __all__ = ["boxes", "boxes_can_be_plugged", "engine"]
 
-SECRET = "correct horse battery"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

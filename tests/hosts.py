@@ -11,7 +11,12 @@ import subprocess
 import pytest
 from helpers import WATCHDOG, until
 
-__all__ = ["Host", "Puppet", "Switch", "hosts_can_be_made", "switch"]
+__all__ = ["NO_MEMORY", "SECRET", "Host", "Puppet", "Switch", "hosts_can_be_made", "hosts_on", "switch"]
+
+SECRET = "correct horse battery"
+"""Of nodes on several hosts."""
+NO_MEMORY = {"VBUS_SHM": "off"}
+"""Hosts of a test are one machine, whose nodes must not meet in its directories."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,13 @@ class Puppet(Host):
         super().__init__(digit, start(program, **settings))
         self.loopback()
 
+    def open_node(self, **settings):
+        """`node` there, which has its name and the secret; `watch` sees all of it, and `begun` is when."""
+        given = {"secret": SECRET, **settings}
+        self.do(
+            f"begun = time.monotonic(); node = vbus.Node({self.digit!r}, **{given!r}); watch = node.watch()"
+        )
+
     def do(self, statement, seconds=WATCHDOG):
         """Runs it there."""
         self.tell("do", statement)
@@ -121,6 +133,11 @@ class Switch:
         if up:
             host.ip("link", "set", interface, "up")
 
+    def plug_all(self, hosts, *addresses, **cable):
+        """One cable each. Of an address, {} is the number of the host, from 1 on."""
+        for number, host in enumerate(hosts, 1):
+            self.plug(host, *(address.format(number) for address in addresses), **cable)
+
     def isolate(self, host, isolated, interface="eth0"):
         """Packets from isolated port to isolated port are dropped; no host notices anything."""
         word = "on" if isolated else "off"
@@ -140,3 +157,11 @@ def run(*words):
 @pytest.fixture
 def switch(start):
     return Switch(start)
+
+
+def hosts_on(switch, start, *names, discovery="mdns,peers"):
+    """The first is at 10.0.0.1, and so on; without a switch they have no cable."""
+    found = [Puppet(start, name, environment={**NO_MEMORY, "VBUS_DISCOVERY": discovery}) for name in names]
+    if switch is not None:
+        switch.plug_all(found, "10.0.0.{}/24")
+    return found

@@ -4,18 +4,15 @@
 
 import pytest
 from helpers import start  # noqa: F401
-from hosts import Puppet, Switch, hosts_can_be_made, switch  # noqa: F401
+from hosts import Puppet, Switch, hosts_can_be_made, hosts_on, switch  # noqa: F401
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
-
-SECRET = "correct horse battery"
-NO_MEMORY = {"VBUS_SHM": "off"}
 
 
 @pytest.fixture
 def hosts(start):
     """Two hosts without a cable."""
-    return [Puppet(start, name, environment=NO_MEMORY) for name in ("left", "right")]
+    return hosts_on(None, start, "left", "right")
 
 
 @pytest.fixture
@@ -23,8 +20,7 @@ def networks(start, hosts):
     """Two switches, by the interface that leads there: 10.0.0.1, 10.0.0.2 and 10.1.0.1, 10.1.0.2."""
     switches = {interface: Switch(start) for interface in ("eth0", "eth1")}
     for at, (interface, network) in enumerate(switches.items()):
-        for number, host in enumerate(hosts, 1):
-            network.plug(host, f"10.{at}.0.{number}/24", interface=interface)
+        network.plug_all(hosts, f"10.{at}.0.{{}}/24", interface=interface)
     return switches
 
 
@@ -35,8 +31,7 @@ def isolate(switch, hosts, on=True, interface="eth0"):
 
 def open_nodes(hosts, **settings):
     for host in hosts:
-        given = {"secret": SECRET, "discovery": ["mdns"], **settings}
-        host.do(f"node = vbus.Node({host.digit!r}, **{given!r}); watch = node.watch()")
+        host.open_node(**{"discovery": ["mdns"], **settings})
 
 
 def talk(hosts):
@@ -105,8 +100,7 @@ def test_when_the_network_in_use_dies_the_other_is_used_and_nothing_is_lost(host
 
 
 def test_nodes_that_see_each_other_at_the_same_moment_have_one_connection(hosts, switch):
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"10.0.0.{number}/24", f"fd00::{number}/64")
+    switch.plug_all(hosts, "10.0.0.{}/24", "fd00::{}/64")
     isolate(switch, hosts)
     for host, other in zip(hosts, (2, 1)):
         peers = [f"10.0.0.{other}:7000", f"[fd00::{other}]:7000"]
@@ -132,14 +126,13 @@ def test_a_node_that_is_found_three_ways_is_one_peer(start, switch):
         host.do("got = [subscriber.receive(20) for _ in range(2)]")
         assert host.ask("{it.via for it in got}") == {"shm"}
     # It was heard, and nothing came of it.
-    left.until("any(way.name == 'mdns' and way.candidates for way in node._discovery.status())")
+    left.until("any(way.name == 'mdns' and way.candidates for way in node.discovery())")
     is_one_peer([left, right])
 
 
 def test_an_address_that_changes_is_told_and_followed(hosts, switch):
     left, right = hosts
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
+    switch.plug_all(hosts, "10.0.0.{}/24")
     open_nodes(hosts, listen="0.0.0.0:7000")
     talk(hosts)
     # As a lease that ends: the only address goes, and then there is another.

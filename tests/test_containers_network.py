@@ -17,9 +17,8 @@ MIB = 1 << 20
 
 
 def open_node(box, **settings):
-    """Opens `node` there, watched, and says since when."""
-    box.do("import time; begun = time.monotonic()")
-    box.do(f"node = vbus.Node({box.digit!r}, **{settings!r}); watch = node.watch()")
+    """Its secret is in its environment."""
+    box.open_node(secret=None, **settings)
 
 
 def meet(*boxes, **settings):
@@ -52,7 +51,7 @@ def talk(left, right):
 
 def found_by(*boxes):
     """The ways by which one of them, at least, found another over the network."""
-    ways = "[way.name for way in node._discovery.status() if way.candidates]"
+    ways = "[way.name for way in node.discovery() if way.candidates]"
     return {way for box in boxes for way in box.ask(ways)}
 
 

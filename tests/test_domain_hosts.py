@@ -4,11 +4,9 @@
 
 import pytest
 from helpers import start  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import hosts_can_be_made, hosts_on, switch  # noqa: F401
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
-
-WAYS = {"VBUS_SHM": "off", "VBUS_DISCOVERY": "mdns", "VBUS_SECRET": "correct horse battery"}
 
 TOPICS = """[
     (
@@ -25,10 +23,9 @@ TOPICS = """[
 @pytest.fixture
 def hosts(start, switch):
     """Nodes "a", "b" and "c", each on its own host, who know each other."""
-    found = [Puppet(start, name, environment=WAYS) for name in "abc"]
-    for number, host in enumerate(found, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
-        host.do(f"node = vbus.Node({host.digit!r})")
+    found = hosts_on(switch, start, *"abc", discovery="mdns")
+    for host in found:
+        host.open_node()
     for host in found:
         assert host.ask("node.wait_for_peers(2, 20)")
     return found

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 from helpers import WATCHDOG, start, until  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, run, switch  # noqa: F401
+from hosts import SECRET, hosts_can_be_made, hosts_on, run, switch  # noqa: F401
 
 import vbus
 
-SECRET = "correct horse battery"
-WAYS = {"VBUS_SHM": "off", "VBUS_DISCOVERY": "mdns,peers"}
 DROP = "table inet filter { chain input { type filter hook input priority 0; udp dport %s %s; }; }"
 """A firewall as distributions make it."""
 
@@ -34,10 +32,7 @@ def only(findings, **members):
 @pytest.fixture
 def hosts(hosts_can_be_made, start, switch):
     """Two hosts on one switch, "left" at 10.0.0.1 and "right" at 10.0.0.2."""
-    found = [Puppet(start, name, environment=WAYS) for name in ("left", "right")]
-    for number, host in enumerate(found, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
-    return found
+    return hosts_on(switch, start, "left", "right")
 
 
 @pytest.fixture
@@ -67,8 +62,7 @@ def paste(host, remedy, what):
 
 
 def open_node(host, port=0, **settings):
-    given = {"listen": f"0.0.0.0:{port}", "secret": SECRET, **settings}
-    host.do(f"node = vbus.Node({host.digit!r}, **{given!r})")
+    host.open_node(**{"listen": f"0.0.0.0:{port}", **settings})
 
 
 def failed(host, word):

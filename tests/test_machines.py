@@ -71,7 +71,7 @@ def first_sample(talker, listener):
     open_node(listener)
     listener.do(f"heard = node.subscriber('greeting').receive({LONG}); took = time.monotonic() - begun", LONG)
     assert listener.ask("(heard.value, heard.via)") == ("hello", "udp")
-    ways = "{way.name for way in node._discovery.status() if way.candidates}"
+    ways = "{way.name for way in node.discovery() if way.candidates}"
     assert talker.ask(ways) | listener.ask(ways) == {"mdns"}
     return listener.ask("took")
 

@@ -6,30 +6,23 @@ import socket
 
 import pytest
 from helpers import start  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import SECRET, Puppet, hosts_can_be_made, hosts_on, switch  # noqa: F401
 from test_mdns import answer, in_network_of, speaker
 
 from vbus.discovery.announcement import SERVICE, digest, instance
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
 
-SECRET = "correct horse battery"
-WAYS = {"VBUS_SHM": "off", "VBUS_DISCOVERY": "mdns,peers"}
-
 
 @pytest.fixture
 def hosts(start, switch):
     """Two hosts on one switch, "left" at 10.0.0.1 and "right" at 10.0.0.2; at "third", 10.0.0.3, nobody."""
-    found = [Puppet(start, name, environment=WAYS) for name in ("left", "right", "third")]
-    for number, host in enumerate(found, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
-    return found
+    return hosts_on(switch, start, "left", "right", "third")
 
 
 def open_nodes(*hosts, **settings):
     for host in hosts:
-        given = {"secret": SECRET, "listen": "0.0.0.0:7000", **settings}
-        host.do(f"node = vbus.Node({host.digit!r}, **{given!r}); watch = node.watch()")
+        host.open_node(**{"listen": "0.0.0.0:7000", **settings})
 
 
 def open_by_address(left, right):
@@ -53,14 +46,14 @@ def talk(left, right):
 
 def is_live(host):
     """Waits until mDNS is spoken there."""
-    host.until("any(way.addresses for way in node._discovery.status() if way.name == 'mdns')")
+    host.until("any(way.addresses for way in node.discovery() if way.name == 'mdns')")
 
 
 def mdns(host):
     """How mDNS stands there."""
     return host.ask(
         "next((way.error, way.deaf, len(way.candidates), dict(way.ignored))"
-        " for way in node._discovery.status() if way.name == 'mdns')"
+        " for way in node.discovery() if way.name == 'mdns')"
     )
 
 
@@ -78,7 +71,7 @@ def test_a_firewall_that_blocks_mdns_is_seen_and_the_other_ways_work(hosts, hook
         host.drop("udp dport 5353", hook=hook)
     open_by_address(left, right)
     talk(left, right)
-    left.until("any(way.deaf or way.error for way in node._discovery.status() if way.name == 'mdns')")
+    left.until("any(way.deaf or way.error for way in node.discovery() if way.name == 'mdns')")
     assert mdns(left)[2] == 0
 
 
@@ -90,7 +83,7 @@ def test_a_responder_that_has_the_port_for_itself_hinders_nobody_who_is_named(ho
         hog.bind(("::", 5353))
         open_by_address(left, right)
         talk(left, right)
-        left.until("any(way.error for way in node._discovery.status() if way.name == 'mdns')")
+        left.until("any(way.error for way in node.discovery() if way.name == 'mdns')")
 
 
 def test_whoever_hears_a_thousand_foreign_services_talks_on(hosts):
@@ -121,7 +114,7 @@ def test_a_crowd_of_forged_nodes_keeps_no_true_one_out(hosts):
         for number in range(1500):
             name = f"{number:032x}.{SERVICE}"
             shout(answer(name, SERVICE, f"10.0.0.{100 + number % 100}", announced(domain, 9)))
-        left.until("sum(len(way.candidates) for way in node._discovery.status() if way.name == 'mdns') > 500")
+        left.until("sum(len(way.candidates) for way in node.discovery() if way.name == 'mdns') > 500")
         open_nodes(right)
         talk(left, right)
     peers_stay(left, right)
@@ -136,7 +129,7 @@ def test_forged_words_about_a_peer_do_not_part_those_who_have_met(hosts):
     with speaker(third, "10.0.0.3") as shout:
         shout(answer(name, SERVICE, "10.0.0.77", announced(domain, 9)))
         shout(answer(f"{'e' * 32}.{SERVICE}", SERVICE, "10.0.0.2", announced(domain, 7000)))
-        left.until("any('e' * 32 == its.name for way in node._discovery.status() for its in way.candidates)")
+        left.until("any('e' * 32 == its.name for way in node.discovery() for its in way.candidates)")
         shout(answer(name, SERVICE, "10.0.0.77", announced(domain, 9), ttl=0))
     for host in (left, right):
         host.do("subscriber.close(); publisher.close()")
@@ -163,7 +156,7 @@ def test_nodes_do_not_wait_for_mdns_to_begin_or_to_end(start, tmp_path, switch):
     for host in (first, second):
         host.do(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
     for host in (first, second):
-        host.do(f"node = vbus.Node({host.digit!r}, secret={SECRET!r})")
+        host.open_node()
     for host in (first, second):
         assert host.ask("node.wait_for_peers(1, 20)")
     for host in (first, second):

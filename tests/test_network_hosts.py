@@ -6,27 +6,20 @@ import itertools
 
 import pytest
 from helpers import start, until  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import NO_MEMORY, SECRET, Puppet, hosts_can_be_made, hosts_on, switch  # noqa: F401
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
-
-SECRET = "correct horse battery"
-WAYS = {"VBUS_SHM": "off", "VBUS_DISCOVERY": "mdns,peers"}
 
 
 @pytest.fixture
 def hosts(start, switch):
     """Two hosts on one switch, "left" at 10.0.0.1 and "right" at 10.0.0.2."""
-    found = [Puppet(start, name, environment=WAYS) for name in ("left", "right")]
-    for number, host in enumerate(found, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
-    return found
+    return hosts_on(switch, start, "left", "right")
 
 
 def open_node(host, port=0, **settings):
     """Opens `node` there, in IPv4 only, so that a story is told once; `watch` sees all of it."""
-    given = {"listen": f"0.0.0.0:{port}", **settings}
-    host.do(f"node = vbus.Node({host.digit!r}, **{given!r}); watch = node.watch()")
+    host.open_node(**{"listen": f"0.0.0.0:{port}", "secret": None, **settings})
 
 
 def meet(left, right, **settings):
@@ -90,10 +83,10 @@ def test_the_addresses_of_a_peer_on_another_host_begin_with_the_one_in_use_and_l
 
 
 def test_hosts_with_ipv6_alone_find_each_other(start, switch):
-    hosts = [Puppet(start, name, environment=WAYS) for name in ("left", "right")]
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"fd00::{number}/64")
-        host.do(f"node = vbus.Node('n', secret={SECRET!r})")
+    hosts = hosts_on(None, start, "left", "right")
+    switch.plug_all(hosts, "fd00::{}/64")
+    for host in hosts:
+        host.open_node()
     for host in hosts:
         assert host.ask("node.wait_for_peers(1, 20)")
 
@@ -107,7 +100,7 @@ def test_a_name_is_looked_up_again_and_leads_to_whoever_has_it_by_then(hosts, tm
     left.do(f"import finders; finders.use_hosts_file({str(names)!r})")
     open_node(right, 7000, secret=SECRET, discovery=["peers"])
     open_node(left, secret=SECRET, discovery=["peers"], peers=["robot:7000"])
-    left.until("[way.heard_ns for way in node._discovery.status() if way.name == 'peers'] != [None]")
+    left.until("[way.heard_ns for way in node.discovery() if way.name == 'peers'] != [None]")
     assert left.ask("node.peers()") == []
     names.write_text("127.0.0.1 localhost\n10.0.0.2 robot\n")
     for host in hosts:
@@ -192,7 +185,7 @@ def test_a_killed_process_on_another_host_is_gone_within_fifteen_seconds(hosts):
     right.do("subscriber = node.subscriber('t')")
     left.do("publisher = node.publisher('t', bytes); publisher.wait_for_subscribers(1, 20)")
     right.program.kill()
-    left.do("import time; begun = time.monotonic()")
+    left.do("begun = time.monotonic()")
     left.do("for _ in range(10): publisher.publish(bytes(1000))")
     assert left.ask("publisher.flush(30)", 40)
     assert left.ask("time.monotonic() - begun") < 16
@@ -213,7 +206,7 @@ def test_a_host_that_was_switched_off_and_on_again_is_met_anew_though_it_has_the
     left.do("publisher = node.publisher('t', int, history=10); publisher.wait_for_subscribers(1, 20)")
     left.do("for number in range(10): publisher.publish(number)")
     right.do("got = [subscriber.receive(20) for _ in range(10)]")
-    again = Puppet(start, "again", beside=right, environment=WAYS)
+    again = Puppet(start, "again", beside=right, environment=NO_MEMORY)
     # What one took that died before it told so counts as lost.
     left.until("publisher.stats().links[0].delivered == 10")
     right.program.kill()

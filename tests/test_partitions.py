@@ -9,11 +9,10 @@ import time
 
 import pytest
 from helpers import SOAK, start  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import NO_MEMORY, Puppet, hosts_can_be_made, switch  # noqa: F401
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("hosts_can_be_made")]
 
-WAYS = {"VBUS_SHM": "off"}
 AT_ONCE = 100
 """Samples in each part of a story."""
 
@@ -25,7 +24,7 @@ class Story:
         self.switch = switch
         self.number = number
         self.left, self.right = (
-            Puppet(start, f"{side}{number}", environment=WAYS) for side in ("left", "right")
+            Puppet(start, f"{side}{number}", environment=NO_MEMORY) for side in ("left", "right")
         )
         switch.plug(self.left, f"{self.address(1)}/16")
         switch.plug(self.right, f"{self.address(2)}/16")
@@ -43,13 +42,8 @@ class Story:
 
     def begin(self):
         for host, settings in zip((self.right, self.left), self.settings()[::-1]):
-            given = {
-                "listen": "0.0.0.0:7000",
-                "secret": "correct horse battery",
-                "domain": str(self.number),
-                **settings,
-            }
-            host.do(f"node = vbus.Node({host.digit!r}, **{given!r}); watch = node.watch(); count = 0")
+            host.open_node(**{"listen": "0.0.0.0:7000", "domain": str(self.number), **settings})
+            host.do("count = 0")
         self.right.do("subscriber = node.subscriber('t', int, depth=100_000)")
         self.left.do("publisher = node.publisher('t', int, depth=100_000, history=50)")
         assert self.left.ask("publisher.wait_for_subscribers(1, 20)"), self.name

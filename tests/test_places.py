@@ -7,24 +7,20 @@ Each story is a row of `docs/where-it-works.md`.
 
 import pytest
 from helpers import start  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import Puppet, hosts_can_be_made, hosts_on, switch  # noqa: F401
 from situations import situation
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
-
-SECRET = "correct horse battery"
-NO_MEMORY = {"VBUS_SHM": "off"}
 
 
 @pytest.fixture
 def hosts(start):
     """Two hosts without a cable."""
-    return [Puppet(start, name, environment=NO_MEMORY) for name in ("left", "right")]
+    return hosts_on(None, start, "left", "right")
 
 
 def open_node(host, **settings):
-    given = {"secret": SECRET, "discovery": ["mdns"], **settings}
-    host.do(f"import time; begun = time.monotonic(); node = vbus.Node({host.digit!r}, **{given!r})")
+    host.open_node(**{"discovery": ["mdns"], **settings})
 
 
 def talk(left, right):
@@ -70,8 +66,7 @@ def test_two_hosts_on_one_switch_talk(hosts, switch, name, addresses):
 
 def test_hosts_whose_kernel_has_no_ipv6_socket_find_who_has(hosts, switch):
     left, right = hosts
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
+    switch.plug_all(hosts, "10.0.0.{}/24")
     open_node(left, listen="0.0.0.0:0")
     open_node(right)
     situation("a host that listens on IPv4 alone, and one on both", "mdns", "udp", talk(left, right))

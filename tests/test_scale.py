@@ -4,13 +4,12 @@
 
 import pytest
 from helpers import start  # noqa: F401
-from hosts import Puppet, hosts_can_be_made, switch  # noqa: F401
+from hosts import NO_MEMORY, SECRET, Puppet, hosts_can_be_made, switch  # noqa: F401
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("hosts_can_be_made")]
 
-SECRET = "correct horse battery"
 BOTH_WAYS = {"VBUS_DISCOVERY": "shm,mdns"}
-NO_MEMORY = {"VBUS_SHM": "off", "VBUS_DISCOVERY": "mdns"}
+BY_MDNS = {**NO_MEMORY, "VBUS_DISCOVERY": "mdns"}
 
 
 def form_a_full_bus(hosts, **settings):
@@ -45,18 +44,17 @@ def form_a_full_bus(hosts, **settings):
 
 
 def test_eight_hosts_on_one_switch_form_a_full_bus(start, switch):
-    hosts = [Puppet(start, f"h{number}", environment=NO_MEMORY) for number in range(8)]
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"10.0.0.{number}/24", f"fd00::{number}/64")
+    hosts = [Puppet(start, f"h{number}", environment=BY_MDNS) for number in range(8)]
+    switch.plug_all(hosts, "10.0.0.{}/24", "fd00::{}/64")
     form_a_full_bus(hosts)
     for host in hosts:
         assert set(host.ask("[peer.path for peer in node.peers()]")) == {"udp"}
 
 
 def test_twelve_nodes_of_one_host_without_memory_in_common_form_a_full_bus(start, switch):
-    first = Puppet(start, "h0", environment=NO_MEMORY)
+    first = Puppet(start, "h0", environment=BY_MDNS)
     switch.plug(first, "10.0.0.1/24")
-    others = [Puppet(start, f"h{number}", beside=first, environment=NO_MEMORY) for number in range(1, 12)]
+    others = [Puppet(start, f"h{number}", beside=first, environment=BY_MDNS) for number in range(1, 12)]
     form_a_full_bus([first, *others])
     for host in others:
         assert set(host.ask("[peer.path for peer in node.peers()]")) == {"udp"}
@@ -65,8 +63,7 @@ def test_twelve_nodes_of_one_host_without_memory_in_common_form_a_full_bus(start
 def test_cloned_machines_are_told_apart_and_not_taken_for_neighbours(start, switch):
     """The same host name, the same machine id, the same pid, and directories of the same name."""
     hosts = [Puppet(start, f"h{number}", clone=True, environment=BOTH_WAYS) for number in range(3)]
-    for number, host in enumerate(hosts, 1):
-        switch.plug(host, f"10.0.0.{number}/24")
+    switch.plug_all(hosts, "10.0.0.{}/24")
     assert {host.ask("os.getpid()") for host in hosts} == {1}
     assert len({host.ask("os.uname().nodename") for host in hosts}) == 1
     form_a_full_bus(hosts)

@@ -4,6 +4,7 @@ import ast
 import logging
 import os
 import sys
+import time
 import traceback
 
 import finders
@@ -52,7 +53,7 @@ def obey(own_network=True, beside=None, clone=False):
     if clone:
         finders.become_a_clone()
     logging.getLogger("vbus").addHandler(Ear(logging.WARNING))
-    scope = {"vbus": vbus, "os": os, "logged": logged}
+    scope = {"vbus": vbus, "os": os, "time": time, "logged": logged}
     scope |= {its.__name__: its for its in (findings, everything, changes, conserved)}
     os.write(1, b"ready\n")
     for line in sys.stdin:
