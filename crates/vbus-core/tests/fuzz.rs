@@ -4,10 +4,13 @@
 #[path = "../../../fuzz/src/lib.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "a crate of its own, for the fuzzer")]
 mod fuzz;
+#[path = "world/seeds.rs"]
+mod seeds;
 
 use std::path::Path;
 
 use fuzz::targets;
+use seeds::Seed;
 use vbus_core::base::random::Rng;
 
 /// Longest input that chance makes of nothing.
@@ -15,20 +18,14 @@ const LENGTH: u64 = 600;
 
 /// Gives a target its seeds, and then so many inputs that are made of them or of nothing.
 fn look(name: &str, target: fn(&[u8]), inputs: u64) {
-    let seeds = seeds(name);
-    for (path, seed) in &seeds {
+    let files = files(name);
+    for (path, seed) in &files {
         let _named = Named(path.clone());
         target(seed);
     }
-    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let all = match (number("VBUS_SEED"), number("VBUS_SOAK")) {
-        (Some(input), _) => input..input + 1,
-        (None, Some(soak)) => 0..inputs * if soak <= 1 { 40 } else { soak },
-        (None, None) => 0..inputs,
-    };
-    for input in all {
-        let _named = Named(format!("VBUS_SEED={input}"));
-        target(&make(input, &seeds));
+    for input in seeds::seeds(inputs, 40 * inputs) {
+        let _seed = Seed(input);
+        target(&make(input, &files));
     }
 }
 
@@ -42,7 +39,7 @@ impl Drop for Named {
     }
 }
 
-fn seeds(name: &str) -> Vec<(String, Vec<u8>)> {
+fn files(name: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(name);
     let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
     let read = |entry: std::fs::DirEntry| {

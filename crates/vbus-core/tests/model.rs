@@ -2,7 +2,7 @@
 //! things, and a few queues say what each subscriber must get.
 //!
 //! Nothing here has a thread of its own but the nodes' drivers, so a run is told by its seed: `VBUS_SEED=7`
-//! repeats one, `VBUS_SOAK=5000` runs so many. The last test has threads, and counts.
+//! repeats one, `VBUS_SOAK=1` runs thousands. The last test has threads, and counts.
 
 mod world;
 

@@ -6,4 +6,6 @@ mod intruder;
 mod link;
 mod rogue;
 mod scenes;
+#[path = "../world/seeds.rs"]
+mod seeds;
 mod world;

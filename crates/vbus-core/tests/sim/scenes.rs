@@ -11,6 +11,7 @@ use crate::app::Plan;
 use crate::intruder::Intruder;
 use crate::link::{Bursts, Quality};
 use crate::rogue::Rogue;
+use crate::seeds::{self, Seed};
 use crate::world::{Happening, Node, World, at, ms};
 
 /// Long enough for whatever is not stuck.
@@ -18,22 +19,8 @@ const PATIENCE: Time = Time::from_nanos(900_000_000_000);
 
 /// Runs a scene for many seeds and names the one that fails.
 fn seeds(few: u64, scene: impl Fn(u64)) {
-    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let all = match (number("VBUS_SEED"), number("VBUS_SOAK")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, Some(soak)) => 0..few * if soak <= 1 { 40 } else { soak },
-        (None, None) => 0..few,
-    };
-    struct Named(u64);
-    impl Drop for Named {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("VBUS_SEED={} repeats this", self.0);
-            }
-        }
-    }
-    for seed in all {
-        let _named = Named(seed);
+    for seed in seeds::seeds(few, 40 * few) {
+        let _seed = Seed(seed);
         scene(seed);
     }
 }

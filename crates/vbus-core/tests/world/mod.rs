@@ -12,6 +12,9 @@ use vbus_core::base::id::Id;
 use vbus_core::bus::NetworkConfig;
 use vbus_core::{Node, NodeConfig};
 
+mod seeds;
+pub(crate) use seeds::{Seed, seeds};
+
 /// Longer than anything takes that is not stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest payload of [`bytes_of`].
@@ -121,31 +124,4 @@ pub(crate) fn bytes_of(salt: u64, sequence: u64, len: usize) -> &'static [u8] {
     });
     let at = Dice::new(salt.wrapping_mul(1_000_003) ^ sequence).below(TURNS);
     &table[at..at + len]
-}
-
-/// How many seeds to run: `normal` of them, or what `VBUS_SOAK` says (1: as many as `soak`).
-pub(crate) fn seeds(normal: u64, soak: u64) -> std::ops::Range<u64> {
-    if let Some(seed) = number_of("VBUS_SEED") {
-        return seed..seed + 1;
-    }
-    match number_of("VBUS_SOAK") {
-        None | Some(0) => 0..normal,
-        Some(1) => 0..soak,
-        Some(count) => 0..count,
-    }
-}
-
-/// Prints the seed when the test fails while this lives.
-pub(crate) struct Seed(pub(crate) u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("to see it again: VBUS_SEED={}", self.0);
-        }
-    }
-}
-
-fn number_of(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().expect("a whole number"))
 }
