@@ -4,6 +4,7 @@ remedy says."""
 # ruff: noqa: F811 (fixtures are imported, and named as arguments)
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -112,6 +113,28 @@ def test_a_port_that_is_closed_is_told_from_one_that_is_silent(hosts):
     assert "VBUS_LISTEN='[::]:7000'" in remedy
     open_node(right, 7000, discovery=["peers"])
     assert left.ask("node.wait_for_peers(1, 20)")
+
+
+@pytest.mark.timeout(120)
+def test_a_path_that_loses_packets_says_how_many_and_loses_no_sample(hosts, firewall):
+    left, right = hosts
+    rules = "udp dport 7000 numgen inc mod 20 0 drop"
+    firewall(right, f"table inet filter {{ chain input {{ type filter hook input priority 0; {rules}; }}; }}")
+    open_node(right, 7000, discovery=["peers"])
+    open_node(left, discovery=["peers"], peers=["10.0.0.2:7000"])
+    right.do("subscriber = node.subscriber('t', bytes)")
+    left.do("publisher = node.publisher('t', bytes); publisher.wait_for_subscribers(1, 20)")
+    left.do("for number in range(40): publisher.publish(bytes([number]) * 100_000)")
+    right.do("got = [subscriber.receive(20) for _ in range(40)]")
+    assert right.ask("[(it.value[0], it.lost) for it in got]") == [(number, 0) for number in range(40)]
+    left.do("assert publisher.flush(20)")
+    ((_, reason, remedy),) = left.ask("findings(node, 'used')")
+    share, packets = map(float, re.search(r", ([\d.]+) % of (\d+) packets lost", reason).groups())
+    assert 0 < share < 20
+    assert packets > 2000
+    assert remedy == ""
+    ((_, reason, _),) = right.ask("findings(node, 'used')")
+    assert "lost" not in reason, "nothing is dropped the other way"
 
 
 @pytest.mark.timeout(120)

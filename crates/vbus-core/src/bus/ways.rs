@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Names that lead to nobody, and addresses of each, that are looked into: anybody may announce more by mDNS.
 const NAMES_MAX: usize = 32;
 const ADDRESSES_MAX: usize = 2;
+/// Fewer packets say nothing of how many the path loses.
+const PACKETS_THAT_TELL: u64 = 1000;
 /// A search for the path's MTU ends when it is so close.
 const CLOSE: usize = 16;
 
@@ -30,11 +32,24 @@ pub(super) fn way_in_use(neighbour: &Neighbour, survey: Option<&Survey>) -> (Str
         Some(rtt) => format!("encrypted over UDP, round trip {:.3} ms", rtt.as_secs_f64() * 1e3),
         None => "encrypted over UDP".to_owned(),
     };
-    let narrow = survey.and_then(|survey| survey.paths.get(&neighbour.pair.peer.id)).and_then(narrow);
-    match narrow {
+    let Some(path) = survey.and_then(|survey| survey.paths.get(&neighbour.pair.peer.id)) else {
+        return (way, String::new());
+    };
+    let way = way + &losses(path).unwrap_or_default();
+    match narrow(path) {
         Some((reason, remedy)) => (format!("{way}; {reason}"), remedy),
         None => (way, String::new()),
     }
+}
+
+/// What the path loses of what we send, as soon as a share of it means anything.
+fn losses(path: &ConnectionStats) -> Option<String> {
+    let sent = &path.sent;
+    let lost = sent.lost_packets.saturating_sub(sent.spurious_losses);
+    (lost > 0 && sent.sent_packets >= PACKETS_THAT_TELL).then(|| {
+        let share = 100.0 * lost as f64 / sent.sent_packets as f64;
+        format!(", {share:.2} % of {} packets lost", sent.sent_packets)
+    })
 }
 
 /// A path that carries less than its first link promises.

@@ -295,7 +295,6 @@ impl<A: Application> Endpoint<A> {
         most: usize,
     ) -> Option<Transmit> {
         if let Some(Letter { to, bytes }) = self.outbox.pop_front() {
-            self.stats.greetings_sent += 1;
             buffer.extend_from_slice(&bytes);
             let (to, from) = (to.remote, to.local);
             return Some(Transmit { to, from, ecn: false, segment_size: None, len: bytes.len() });

@@ -23,8 +23,6 @@ pub struct EndpointStats {
     pub forged: u64,
     /// Packets of connections that this endpoint does not know.
     pub unknown: u64,
-    /// Datagrams for the handshake that were sent.
-    pub greetings_sent: u64,
     /// Times that a peer was told that its connection is not known.
     pub resets_sent: u64,
 }
@@ -34,10 +32,8 @@ pub struct EndpointStats {
 pub struct ConnectionStats {
     /// Where the peer is.
     pub remote: SocketAddr,
-    /// The smoothed round trip, and the least.
+    /// The smoothed round trip.
     pub round_trip: Duration,
-    /// The least.
-    pub round_trip_min: Duration,
     /// Bytes on their way.
     pub in_flight: u64,
     /// Bytes that may be on their way.

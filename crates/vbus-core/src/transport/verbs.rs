@@ -160,7 +160,6 @@ impl<A: Application> Endpoint<A> {
         Some(ConnectionStats {
             remote: path.route.here().remote,
             round_trip: path.recovery.rtt().smoothed(),
-            round_trip_min: path.recovery.rtt().min(),
             in_flight: path.recovery.in_flight(),
             window: path.recovery.window(),
             pacing_rate: path.recovery.pacing_rate(),

@@ -1,7 +1,7 @@
 //! What the tests of the bus share: a private meeting directory, dice that can be thrown again, payloads that
 //! can be checked, and patience that ends.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
