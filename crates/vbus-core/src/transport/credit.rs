@@ -260,7 +260,9 @@ impl Granting {
         let before = self.limit;
         let mut told = Told::Nothing;
         self.grow(now, srtt, &mut reserve);
-        if let Some(wanted) = self.wanted.filter(|wanted| self.grows && wanted.needed() > self.limit) {
+        // Also if the limit was raised meanwhile: a message has waited for that.
+        let waits = |wanted: &Wanted| wanted.length > 0 || wanted.needed() > self.limit;
+        if let Some(wanted) = self.wanted.filter(|wanted| self.grows && waits(wanted)) {
             self.widen_for(cost(wanted.length), &mut reserve);
         }
         let reach = self.released + self.window;
@@ -388,6 +390,23 @@ mod tests {
             granting.update(now, srtt, all, |_| {});
         }
         assert!(granting.window <= BEGIN * 2, "{}", granting.window);
+    }
+
+    #[test]
+    fn who_asked_for_what_was_on_its_way_to_it_is_not_kept_waiting_again() {
+        let (srtt, length) = (Duration::from_millis(20), BEGIN / 2);
+        let all = |_, _| Reserved::Yes;
+        let mut granting = Granting::new(FLOOR);
+        granting.on_accepted(Time::ZERO, all);
+        // Two that are not quite within the window: with the first, the limit is raised for the second.
+        granting.consume(cost(length)).expect("there is credit");
+        granting.release(cost(length));
+        assert_eq!(granting.update(Time::ZERO + srtt * 2, srtt, all, |_| {}), Told::Limit);
+        assert!(granting.limit() >= 2 * cost(length));
+        let wanted = Wanted { serial: 1, number: 1, from: cost(length), length };
+        granting.on_want(wanted).expect("within the limit");
+        granting.update(Time::ZERO + srtt * 2, srtt, all, |_| {});
+        assert!(granting.limit() - granting.consumed >= 2 * cost(length), "{granting:?}");
     }
 
     #[test]
