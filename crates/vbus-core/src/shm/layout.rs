@@ -91,6 +91,35 @@ impl Slot {
         Self { start: unsafe { mapping.as_ptr().add(at) }, stride }
     }
 
+    /// Has the processor fetch the header, and the first line behind it, to read them soon.
+    #[inline]
+    pub fn fetch_to_read(&self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let line = self.start.cast_const().cast::<i8>();
+            // SAFETY: a hint, which reads nothing that the program could see, and faults nowhere.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(line);
+                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(LINE));
+            }
+        }
+    }
+
+    /// The same, to write them soon: whoever read them before gives the lines up meanwhile.
+    #[inline]
+    pub fn fetch_to_write(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which writes nothing and faults nowhere; processors that do not know it do nothing.
+        unsafe {
+            std::arch::asm!(
+                "prefetchw [{line}]", "prefetchw [{line} + 64]",
+                line = in(reg) self.start,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+
     fn word(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < 8);
         // SAFETY: the header lies in the mapping, is aligned to a line, and is only touched as atomics.

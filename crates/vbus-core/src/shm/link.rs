@@ -281,6 +281,12 @@ impl InLink {
         let known = &self.known;
         let mapped = |slot: SlotRef| segment_of(known, slot).is_some_and(|lane| wanted(&lane.segment, slot));
         let Take::Taken(slot) = self.ring.take(self.memory.forward(), mapped)? else { return Ok(None) };
+        if let Some(next) = self.ring.upcoming(self.memory.forward())
+            && let Some(lane) = segment_of(&self.known, next)
+        {
+            // It comes from another processor's cache, which takes about as long as all that is done with this one.
+            Slot::in_mapping(&lane.segment.mapping, lane.segment.stride, next.slot()).fetch_to_read();
+        }
         let lane = segment_of(&self.known, slot).expect("`mapped` said so");
         let stride = lane.segment.stride;
         let at = Slot::in_mapping(&lane.segment.mapping, stride, slot.slot());

@@ -203,7 +203,13 @@ impl Pool {
 
     #[inline]
     fn loan_from(&mut self, at: usize) -> Option<(SlotRef, Slot)> {
-        let slot = self.classes[at].1.pop()?;
+        let free = &mut self.classes[at].1;
+        let slot = free.pop()?;
+        if let Some(&next) = free.last() {
+            let segment = self.segment(next);
+            // Its last reader has it in the cache of another processor.
+            Slot::in_mapping(&segment.mapping, segment.class.stride, next.slot()).fetch_to_write();
+        }
         let segment = self.segment_mut(slot);
         segment.used += 1;
         segment.holds[slot.slot() as usize].own = 1;

@@ -275,6 +275,13 @@ impl RingReader {
         Ok(Take::Empty)
     }
 
+    /// The entry after those that were passed, if it is there already: a hint, for who wants to fetch its slot early.
+    #[inline]
+    pub fn upcoming(&self, words: Words<'_>) -> Option<SlotRef> {
+        // Relaxed: nothing of the slot is read for it.
+        slot_at(words.cell(self.head).load(Ordering::Relaxed), self.head)
+    }
+
     /// Whether the next cell has the next entry: then the tail need not be read, which saves the way of a
     /// cache line from the other side.
     fn peek(&mut self, words: Words<'_>) -> bool {
@@ -466,6 +473,9 @@ mod tests {
                         let expected = queue.pop_front().map_or(Take::Empty, Take::Taken);
                         taken += u64::from(expected != Take::Empty);
                         prop_assert_eq!(reader.take(memory.words(), |_| true), Ok(expected));
+                        if let Some(next) = reader.upcoming(memory.words()) {
+                            prop_assert_eq!(Some(&next), queue.front());
+                        }
                     }
                     Step::Refuse => {
                         let mut seen = None;
