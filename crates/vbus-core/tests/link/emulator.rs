@@ -24,6 +24,11 @@ use crate::ip;
 use crate::link::{Counts, Link, Quality};
 
 const DEVICE: &str = "link0";
+/// How long the kernel may take for what it puts off.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The column of flags in `/proc/net/ipv6_route`, and `RTF_LOCAL` of `linux/ipv6_route.h`.
+const ROUTE_FLAGS: usize = 8;
+const ROUTE_IS_LOCAL: u32 = 1 << 31;
 
 /// Why there can be no emulator here.
 pub(crate) fn obstacle() -> Option<String> {
@@ -105,7 +110,9 @@ impl Side {
             run("ip", &["addr", "add", &format!("{}/24", side.v4()), "dev", DEVICE])?;
             run("ip", &["link", "set", DEVICE, "up", "mtu", "1500", "txqueuelen", "10000"])?;
             // There may be no IPv6: the stories then find out.
-            let _ = run("ip", &["addr", "add", &format!("{}/64", side.v6()), "dev", DEVICE, "nodad"]);
+            if run("ip", &["addr", "add", &format!("{}/64", side.v6()), "dev", DEVICE, "nodad"]).is_ok() {
+                side.wait_for_v6();
+            }
             Ok(side)
         })
         .join()
@@ -124,6 +131,24 @@ impl Side {
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let all = [IpAddr::from(self.v4()), self.v6().into()];
         self.within(|| all.into_iter().filter(|&ip| std::net::UdpSocket::bind((ip, 0)).is_ok()).collect())
+    }
+
+    /// Waits until what comes for the address of IPv6 is taken: an address is there at once, but its route, without
+    /// which packets are thrown away, is made by work that the kernel puts off.
+    fn wait_for_v6(&self) {
+        let to_it: String = self.v6().octets().iter().map(|byte| format!("{byte:02x}")).collect();
+        let is_there = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let flags = words.get(ROUTE_FLAGS).and_then(|word| u32::from_str_radix(word, 16).ok());
+            words[0] == to_it && flags.is_some_and(|flags| flags & ROUTE_IS_LOCAL != 0)
+        };
+        let end = Instant::now() + PATIENCE;
+        while !std::fs::read_to_string("/proc/thread-self/net/ipv6_route")
+            .is_ok_and(|routes| routes.lines().any(is_there))
+        {
+            assert!(Instant::now() < end, "no route to {} was made", self.v6());
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     /// Does something on this host.
