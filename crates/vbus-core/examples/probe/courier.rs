@@ -163,7 +163,9 @@ pub(crate) struct Courier<D: Duty> {
     desk: Desk<D>,
     pump: Pump,
     epoll: OwnedFd,
-    watches_room: bool,
+    watched: epoll::EventFlags,
+    /// The socket has something, or may have.
+    is_readable: bool,
     /// Streams of ours, by topic.
     streams: Vec<StreamId>,
     spec: StreamSpec,
@@ -188,7 +190,8 @@ impl<D: Duty> Courier<D> {
             desk,
             pump: Pump::new(socket),
             epoll,
-            watches_room: false,
+            watched: epoll::EventFlags::IN,
+            is_readable: true,
             streams: Vec::new(),
             spec: StreamSpec { reliable: true, ordered: true, priority: 4 },
             connection: None,
@@ -247,8 +250,11 @@ impl<D: Duty> Courier<D> {
 
     /// Does what there is to do now, and then waits for more, at most until `until`.
     pub(crate) fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
-        let arrived = self.pump.receive(now(), &mut self.endpoint, &mut self.desk)?;
         let time = now();
+        self.is_readable |= self.pump.has_rested(time);
+        let arrived = self.is_readable && self.pump.receive(time, &mut self.endpoint, &mut self.desk)?;
+        // Who does not sleep is not told what comes.
+        self.is_readable = self.pump.rests_until().is_none();
         if self.endpoint.timeout().is_some_and(|due| due <= time) {
             self.endpoint.on_timeout(time, &mut self.desk);
         }
@@ -256,11 +262,11 @@ impl<D: Duty> Courier<D> {
             self.on_event(time, event);
         }
         let flow = self.pump.send(now(), &mut self.endpoint, &mut self.desk);
-        self.watch_room(flow == Flow::Blocked)?;
+        self.watch()?;
         if arrived || flow == Flow::More {
             return Ok(());
         }
-        let due = [self.endpoint.timeout(), until].into_iter().flatten().min();
+        let due = [self.endpoint.timeout(), self.pump.rests_until(), until].into_iter().flatten().min();
         let pause = due.map(|due| due.since(now()));
         if pause == Some(Duration::ZERO) {
             return Ok(());
@@ -269,14 +275,16 @@ impl<D: Duty> Courier<D> {
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
         match wait(&self.epoll, &mut events, pause) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
+            count => {
+                self.is_readable = count.unwrap_or(0) > 0;
+                Ok(())
+            }
         }
     }
 
-    fn watch_room(&mut self, wanted: bool) -> io::Result<()> {
-        if std::mem::replace(&mut self.watches_room, wanted) != wanted {
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, wanted);
+    fn watch(&mut self) -> io::Result<()> {
+        let flags = self.pump.watches();
+        if std::mem::replace(&mut self.watched, flags) != flags {
             epoll::modify(&self.epoll, self.pump.socket(), epoll::EventData::new_u64(0), flags)?;
         }
         Ok(())

@@ -193,7 +193,7 @@ fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
     let mut events = [nothing; 64];
     // When to look for neighbours again, if there is a reason.
     let mut look_at: Option<Instant> = None;
-    let mut wants_out = false;
+    let mut watched = epoll::EventFlags::IN;
     loop {
         let look = core.state.lock().next_look().map(|pause| Instant::now() + pause);
         look_at = [look_at, look].into_iter().flatten().min();
@@ -257,11 +257,9 @@ fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
         drop(state);
         let Some(remote) = &mut remote else { continue };
         remote.turn(is_readable);
-        if wants_out != remote.wants_out() {
-            wants_out = !wants_out;
-            let mut flags = epoll::EventFlags::IN;
-            flags.set(epoll::EventFlags::OUT, wants_out);
-            let _ = epoll::modify(&core.epoll, remote.socket(), epoll::EventData::new_u64(UDP), flags);
+        if watched != remote.watches() {
+            watched = remote.watches();
+            let _ = epoll::modify(&core.epoll, remote.socket(), epoll::EventData::new_u64(UDP), watched);
         }
     }
 }

@@ -17,6 +17,7 @@ mod inbox;
 mod interest;
 mod linking;
 mod loan;
+mod lull;
 pub mod meta;
 mod mirror;
 mod net;

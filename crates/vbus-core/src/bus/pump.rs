@@ -2,10 +2,14 @@
 //!
 //! Whoever drives a socket calls [`Pump::receive`] when it is readable, and [`Pump::send`] afterwards and whenever
 //! something else may have given the endpoint something to send: it comes back when there is nothing more, or when
-//! the socket takes nothing more until it is writable. What was polled and not taken stays here, whole.
+//! the socket takes nothing more until it is writable. What was polled and not taken stays here, whole. While much
+//! comes, the socket is better not watched for a moment: see [`Pump::watches`].
 
 use std::io;
 
+use rustix::event::epoll;
+
+use super::lull::Lull;
 use crate::base::ecn::Ecn;
 use crate::base::time::Time;
 use crate::transport::Application;
@@ -25,6 +29,7 @@ pub struct Pump {
     buffer: Vec<u8>,
     /// Polled, and not taken by the socket yet: `buffer` from this byte on.
     unsent: Option<(Transmit, usize)>,
+    lull: Lull,
 }
 
 /// How a [`Pump::send`] ended.
@@ -46,7 +51,7 @@ impl Pump {
 
     /// The same, which takes only what comes by these.
     pub fn with_doors(socket: Socket, doors: Doors) -> Self {
-        Self { socket, doors, batch: Box::default(), buffer: Vec::new(), unsent: None }
+        Self { socket, doors, batch: Box::default(), buffer: Vec::new(), unsent: None, lull: Lull::default() }
     }
 
     /// The socket.
@@ -61,15 +66,39 @@ impl Pump {
         endpoint: &mut Endpoint<A>,
         app: &mut A,
     ) -> io::Result<bool> {
-        if !self.socket.receive(&mut self.batch)? {
-            return Ok(false);
+        let came = self.socket.receive(&mut self.batch);
+        if !matches!(came, Ok(true)) {
+            self.lull.on_nothing();
+            return came;
         }
         for datagram in self.batch.datagrams() {
             if self.doors.let_in(now, datagram.to) {
                 endpoint.on_datagram(now, arrival(datagram), app);
             }
         }
-        Ok(self.batch.is_full())
+        let (reads, is_full) = (self.batch.reads(), self.batch.is_full());
+        self.lull.on_read(now, reads, is_full, endpoint.take_round_trip_heard());
+        Ok(is_full)
+    }
+
+    /// What the socket is to be watched for: what comes, unless that is collected for a while, and room, if there was
+    /// none.
+    pub fn watches(&self) -> epoll::EventFlags {
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, self.lull.until().is_none());
+        flags.set(epoll::EventFlags::OUT, self.unsent.is_some());
+        flags
+    }
+
+    /// When the socket is to be read next without being watched: much comes, and whoever sleeps is woken once for all
+    /// of it.
+    pub fn rests_until(&self) -> Option<Time> {
+        self.lull.until()
+    }
+
+    /// Whether that time has come.
+    pub fn has_rested(&self, now: Time) -> bool {
+        self.lull.until().is_some_and(|until| until <= now)
     }
 
     /// Hands the kernel what the endpoint has to send.

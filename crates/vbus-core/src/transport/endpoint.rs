@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::Application;
 use super::admission::Admission;
@@ -108,6 +109,7 @@ pub struct Endpoint<A: Application> {
     /// Connections with messages of control that came.
     controls: VecDeque<usize>,
     resets: Limit,
+    round_trip_heard: Option<Duration>,
     pub(super) stats: EndpointStats,
 }
 
@@ -139,6 +141,7 @@ impl<A: Application> Endpoint<A> {
             events: VecDeque::new(),
             controls: VecDeque::new(),
             resets: Limit::new(RESETS.0, RESETS.1),
+            round_trip_heard: None,
             stats: EndpointStats::default(),
         }
     }
@@ -157,6 +160,11 @@ impl<A: Application> Endpoint<A> {
         } else {
             self.on_long(now, arrival, app)
         }
+    }
+
+    /// The shortest round trip to those whose packets came since this was last asked; zero if it is not known.
+    pub fn take_round_trip_heard(&mut self) -> Option<Duration> {
+        self.round_trip_heard.take()
     }
 
     /// What was to be sent did not leave, since the first link on the way takes only datagrams of up to `largest`.
@@ -209,6 +217,9 @@ impl<A: Application> Endpoint<A> {
         }
         match held.session.open(now, header, arrival.bytes) {
             Ok(opened) => {
+                let round_trip = held.session.path().round_trip_known();
+                self.round_trip_heard =
+                    Some(self.round_trip_heard.map_or(round_trip, |least| least.min(round_trip)));
                 let whence = Whence { from: arrival.address(), mark: arrival.mark };
                 self.on_opened(now, at, opened, arrival.bytes, whence, app);
             }

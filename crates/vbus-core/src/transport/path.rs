@@ -250,6 +250,12 @@ impl Path {
         times.into_iter().flatten().min()
     }
 
+    /// The least round trip that was measured; zero before any was, and to a peer on this host.
+    pub(super) fn round_trip_known(&self) -> Duration {
+        let rtt = self.recovery.rtt();
+        if rtt.is_sampled() && !self.is_local { rtt.min() } else { Duration::ZERO }
+    }
+
     /// The peer is said to be on this host.
     pub(super) fn is_local(&self) -> bool {
         self.is_local

@@ -61,6 +61,11 @@ impl Batch {
         })
     }
 
+    /// How many buffers the last call filled.
+    pub fn reads(&self) -> usize {
+        self.filled
+    }
+
     /// True when the last call may have left datagrams in the kernel.
     pub fn is_full(&self) -> bool {
         self.filled == BUFFERS

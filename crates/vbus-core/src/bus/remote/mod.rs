@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::epoll;
+
 use super::forward::FarLink;
 use super::ground::Ground;
 use super::mirror::{Mirror, PATIENCE, next_report};
@@ -43,8 +45,6 @@ pub(super) struct Remote {
     traffic: Traffic,
     /// Something was said that is to be sent.
     is_restless: bool,
-    /// The socket takes nothing until it is writable.
-    is_blocked: bool,
     pairs: HashMap<Connection, Arc<Pair>>,
     /// Links that wait for a stream, as their peers take no more; and streams of peers that wait for memory.
     unopened: VecDeque<(Connection, Arc<FarLink>)>,
@@ -83,7 +83,6 @@ impl Remote {
             net,
             pump: Pump::with_doors(socket, doors),
             is_restless: false,
-            is_blocked: false,
             pairs: HashMap::new(),
             unopened: VecDeque::new(),
             unaccepted: VecDeque::new(),
@@ -116,13 +115,17 @@ impl Remote {
         self.whereabouts.on_changes(now());
     }
 
-    /// Whether the socket was full.
-    pub(super) fn wants_out(&self) -> bool {
-        self.is_blocked
+    /// What the socket is to be watched for.
+    pub(super) fn watches(&self) -> epoll::EventFlags {
+        self.pump.watches()
     }
 
     /// Looks for a short while, if that tends to help, whether a publisher has something or `others` do.
     pub(super) fn look(&mut self, mut others: impl FnMut() -> bool) {
+        // Nobody looks for what is to be collected.
+        if self.pump.rests_until().is_some() {
+            return;
+        }
         let time = self.spin.plan();
         if time.is_zero() {
             return;
@@ -138,7 +141,9 @@ impl Remote {
 
     /// A sleep is over.
     pub(super) fn slept(&mut self, time: Duration) {
-        self.spin.slept(time);
+        if self.pump.rests_until().is_none() {
+            self.spin.slept(time);
+        }
     }
 
     /// Has publishers ring from now on. True: there is something to do already.
@@ -157,7 +162,8 @@ impl Remote {
         let room = self.traffic.is_patient().then(|| now() + PATIENCE);
         let (targets, place) = (self.targets.timeout(), self.whereabouts.timeout());
         let floor = (!self.unaccepted.is_empty()).then_some(self.accept_due);
-        let times = [self.endpoint.timeout(), self.report, targets, place, memory, floor, rtt, room];
+        let rest = self.pump.rests_until();
+        let times = [self.endpoint.timeout(), self.report, targets, place, memory, floor, rtt, room, rest];
         times.into_iter().flatten().min().map(|at| at.since(now()))
     }
 
@@ -171,7 +177,7 @@ impl Remote {
         if self.whereabouts.look(now()) {
             self.move_in();
         }
-        if is_readable {
+        if is_readable || self.pump.has_rested(now()) {
             self.receive();
         }
         if self.traffic.is_hungry() {
@@ -215,7 +221,6 @@ impl Remote {
     fn transmit(&mut self) {
         let flow = self.pump.send(now(), &mut self.endpoint, &mut self.traffic);
         self.traffic.pause_pulling();
-        self.is_blocked = flow == Flow::Blocked;
         if flow == Flow::More {
             // The others get their turn first.
             self.core.wake.ring();
