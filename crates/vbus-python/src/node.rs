@@ -295,6 +295,7 @@ fn topic_dict<'py>(py: Python<'py>, topic: &TopicEntry) -> PyResult<Bound<'py, P
 
 fn survey_dict<'py>(py: Python<'py>, survey: &Survey) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
+    dict.set_item("connections", survey.paths.len())?;
     dict.set_item("buffers_asked", BUFFER_BYTES)?;
     dict.set_item("receive_buffer", survey.buffers.receive)?;
     dict.set_item("send_buffer", survey.buffers.send)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::events::{Event, Stranger, wall_ns};
+use super::handover::end_former;
 use super::interest;
 use super::node::NodeCore;
 use super::pair::{Pair, PeerInfo, reachable};
@@ -72,8 +73,10 @@ pub(super) fn meet_far(
 
 /// A far node is gone.
 pub(super) fn lose_far(core: &Arc<NodeCore>, state: &mut State, connection: Connection, said_bye: bool) {
-    let its = |neighbour: &&Neighbour| neighbour.pair.connection() == Some(connection);
-    let Some(id) = state.neighbours.values().find(its).map(|its| its.pair.peer.id) else { return };
+    let Some(id) = state.peer_of(connection) else { return };
+    if state.is_former(connection) {
+        return end_former(core, state, id);
+    }
     if said_bye {
         if let Some(neighbour) = state.neighbours.get_mut(&id) {
             neighbour.left = true;

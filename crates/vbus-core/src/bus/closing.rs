@@ -56,8 +56,7 @@ impl NodeCore {
                         publisher.leave_link(|key| key.pair.is_none() && key.number == number);
                         continue;
                     }
-                    let mirrors = state.neighbours.values().flat_map(|its| its.mirrors.values().cloned());
-                    let mut mirrors = mirrors.chain(state.orphans.iter().filter_map(Weak::upgrade));
+                    let mut mirrors = state.mirrors().chain(state.orphans.iter().filter_map(Weak::upgrade));
                     mirrors.any(|its| its.core.id == publisher && its.part(number));
                 }
             }
@@ -117,6 +116,8 @@ impl NodeCore {
                 neighbour.pair.close();
             }
         }
+        // Their connections end when the driver does.
+        state.former.clear();
         state.greetings.clear();
         state.events.close();
         drop(state);

@@ -14,11 +14,12 @@ use rustix::event::epoll;
 use super::counters::COUNTERS_BYTES;
 use super::events::{Event, Stranger, wall_ns};
 use super::greeting::{Greeting, Own, Step, Why};
+use super::handover;
 use super::hearing::on_neighbour;
 use super::interest;
 use super::node::NodeCore;
 use super::pair::{Flushed, Pair, Received, receive_packet, send_greeting};
-use super::parting::{end_neighbour, end_the_cut, leave_the_network};
+use super::parting::{end_neighbour, end_the_cut, tell_broken};
 use super::remote::Remote;
 use super::secret::ONE_SECRET;
 use super::state::{Neighbour, State};
@@ -70,11 +71,11 @@ fn watch_file(core: &NodeCore, file: BorrowedFd<'_>, token: u64, flags: epoll::E
     Ok(epoll::add(&core.epoll, file, epoll::EventData::new_u64(token), flags)?)
 }
 
-/// Connects to everyone in every directory whom we do not know yet, to each once. True: somebody was too busy
-/// and should be tried again.
+/// Connects to everyone in every directory with whom we do not share memory yet, to each once. True: somebody was
+/// too busy and should be tried again.
 fn knock_everywhere(core: &NodeCore, state: &mut State, first: bool) -> bool {
-    let mut reached: Vec<String> =
-        state.neighbours.keys().chain(state.shunned()).map(Id::to_string).collect();
+    let near = state.neighbours.iter().filter(|(_, its)| its.pair.connection().is_none()).map(|(id, _)| id);
+    let mut reached: Vec<String> = near.chain(state.shunned()).map(Id::to_string).collect();
     state.shun_the_due();
     let mut found: Vec<OwnedFd> = Vec::new();
     let mut busy = false;
@@ -267,14 +268,13 @@ fn run(core: &Arc<NodeCore>, mut remote: Option<Remote>) {
 /// Ends pairs that broke, and sends what waits.
 fn tend(core: &Arc<NodeCore>, state: &mut State) {
     end_the_cut(core, state);
+    handover::end_the_drained(core, state);
     let wants_care = |its: &&Neighbour| its.wants_out || its.pair.wants_care();
     let pairs: Vec<Arc<Pair>> =
         state.neighbours.values().filter(wants_care).map(|its| Arc::clone(&its.pair)).collect();
     for pair in pairs {
         if let Some(reason) = pair.broken() {
-            core.notices.tell(Level::Warning, &format!("broken {}", pair.peer.id), || {
-                format!("disconnected from {:?} ({}): {reason}", pair.peer.name, pair.peer.id)
-            });
+            tell_broken(core, &pair, &reason);
             end_neighbour(core, state, pair.peer.id, false);
             continue;
         }
@@ -411,13 +411,14 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     let Some(greeting) = state.greetings.remove(&token) else { return };
     let Some(peer) = greeting.peer(wall_ns()) else { return };
     let id = peer.id;
+    let pair = Pair::new(peer, greeting.socket, Arc::clone(&core.wake));
+    let mut neighbour = Neighbour::new(Arc::clone(&pair), token, None);
     // Memory beats the network.
-    let was_far = leave_the_network(core, state, id);
+    let was_far = handover::retire(core, state, &mut neighbour);
     if state.neighbours.contains_key(&id) {
         // The other side knows that the old connection is dead before we do.
         end_neighbour(core, state, id, true);
     }
-    let pair = Pair::new(peer, greeting.socket, Arc::clone(&core.wake));
     if let Some(pidfd) = &greeting.pidfd {
         // A bad one costs its sender the second proof of its death, nobody else anything.
         let _ = watch_file(core, pidfd.as_fd(), token + 1, epoll::EventFlags::IN);
@@ -434,7 +435,8 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     } else {
         Event::PeerJoined(peer)
     });
-    state.neighbours.insert(id, Neighbour::new(pair, token, greeting.pidfd));
+    neighbour.pidfd = greeting.pidfd;
+    state.neighbours.insert(id, neighbour);
     state.awaited.remove(&token);
     core.changed.notify_all();
 }

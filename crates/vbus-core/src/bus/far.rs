@@ -23,11 +23,9 @@ use crate::wire::far::{Far, Fate};
 const FIGURES_MAX: usize = 1 << 16;
 /// What a far peer said. An error ends the connection.
 pub(super) fn on_far(core: &Arc<NodeCore>, state: &mut State, peer: Id, far: Far) -> Result<(), String> {
-    let Some(neighbour) = state.neighbours.get_mut(&peer) else { return Ok(()) };
+    let Some(neighbour) = state.far_mut(peer) else { return Ok(()) };
     let pair = Arc::clone(&neighbour.pair);
-    let Some(connection) = pair.connection() else {
-        return Err("it is near and speaks as if it were far".into());
-    };
+    let Some(connection) = pair.connection() else { return Ok(()) };
     match far {
         Far::Stream { stream, publisher, topic, start, history, reliable, ordered, offer, subscribers } => {
             topic::check_topic(&topic).map_err(|error| error.to_string())?;

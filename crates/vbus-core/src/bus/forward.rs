@@ -58,7 +58,7 @@ pub(super) struct FarLink {
     /// Bits of the promises that its stream keeps.
     promises: AtomicU32,
     lifespan_ns: AtomicU64,
-    /// Not zero when the publisher closed: what waits is still sent.
+    /// Not zero when nothing more will be pushed: what waits is still sent.
     ended: AtomicU32,
     /// Not zero when nobody takes part any more.
     left: AtomicU32,
@@ -288,7 +288,7 @@ impl FarLink {
         Some(dropped)
     }
 
-    /// The publisher closed.
+    /// Nothing more will be pushed: the publisher closed, or goes on over other links.
     pub(super) fn end(self: &Arc<Self>) {
         self.ended.store(1, Ordering::Release);
         if let Some(owner) = self.owner.upgrade()
@@ -400,6 +400,10 @@ pub(super) struct FarSubscriber {
 }
 
 impl FarSubscriber {
+    pub(super) fn id(&self) -> Id {
+        self.id
+    }
+
     pub(super) fn has_joined(&self) -> bool {
         self.joined.is_some()
     }
@@ -445,7 +449,7 @@ fn bounded(fate: &Fate) -> Fate {
 }
 
 impl OutLink {
-    fn far_link(&self) -> Option<&Arc<FarLink>> {
+    pub(super) fn far_link(&self) -> Option<&Arc<FarLink>> {
         match &self.local {
             Some(Reader::Driver(far)) => Some(far),
             _ => None,
@@ -629,6 +633,7 @@ impl PublisherCore {
                 state.collect_from(at);
             }
         }
+        self.open_due(state);
         self.bell.ring();
         self.changed.notify_all();
     }
@@ -651,6 +656,7 @@ impl PublisherCore {
             state.remove(at);
         }
         far.left.store(1, Ordering::Release);
+        self.open_due(state);
         self.bell.ring();
         self.changed.notify_all();
     }

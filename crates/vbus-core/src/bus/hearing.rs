@@ -18,7 +18,7 @@ use crate::shm::board::{BOARD_BYTES, BoardEntry};
 use crate::shm::layout::{LINE, SEGMENT_NUMBERS};
 use crate::shm::link::ReadSegment;
 use crate::shm::segment;
-use crate::wire::control::Message;
+use crate::wire::control::{Announcement, Message};
 
 /// Things of each kind that one neighbour may announce.
 const ANNOUNCED_MAX: usize = 1 << 16;
@@ -75,6 +75,10 @@ pub(super) fn on_message(
     let mut file = || files.pop().ok_or("a descriptor is missing");
     match message {
         Message::Publisher(announced) => {
+            if neighbour.carried.remove(&announced.id) {
+                core.changed.notify_all();
+                return is_same(neighbour.publishers.get(&announced.id), &announced);
+            }
             bounded(neighbour.publishers.len())?;
             neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
             super::topic::check_topic(&announced.topic).map_err(|error| error.to_string())?;
@@ -94,13 +98,17 @@ pub(super) fn on_message(
             state.mismatches.retain(|mismatch| mismatch.publisher != id);
         }
         Message::Subscriber(announced) => {
-            bounded(neighbour.subscribers.len())?;
-            neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
-            super::topic::check_pattern(&announced.topic).map_err(|error| error.to_string())?;
-            if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
-                return Err(format!("subscriber {} was announced twice", announced.id));
+            if neighbour.carried.remove(&announced.id) {
+                is_same(neighbour.subscribers.get(&announced.id), &announced)?;
+            } else {
+                bounded(neighbour.subscribers.len())?;
+                neighbour.count_announced(&announced, ANNOUNCED_BYTES_MAX)?;
+                super::topic::check_pattern(&announced.topic).map_err(|error| error.to_string())?;
+                if neighbour.subscribers.insert(announced.id, announced.clone()).is_some() {
+                    return Err(format!("subscriber {} was announced twice", announced.id));
+                }
+                state.events.tell(Event::SubscriberAdded(Arc::new(neighbour.endpoint(&announced))));
             }
-            state.events.tell(Event::SubscriberAdded(Arc::new(neighbour.endpoint(&announced))));
             for publisher in state.publishers.values().cloned().collect::<Vec<_>>() {
                 interest::link_to_neighbour(core, state, peer, &publisher, &announced);
             }
@@ -170,6 +178,9 @@ pub(super) fn on_message(
         }
         Message::Synced(token) => neighbour.synced = neighbour.synced.max(token),
         Message::Bye => neighbour.left = true,
+        Message::Far(_) if pair.connection().is_none() => {
+            return Err("it is near and speaks as if it were far".into());
+        }
         Message::Far(far) => super::far::on_far(core, state, peer, far)?,
         Message::Hello(_)
         | Message::Proof(_)
@@ -191,6 +202,14 @@ pub(super) fn on_message(
 
 fn bounded(count: usize) -> Result<(), String> {
     if count < ANNOUNCED_MAX { Ok(()) } else { Err(format!("it announced more than {ANNOUNCED_MAX} things")) }
+}
+
+/// What was announced over the network is announced in memory.
+fn is_same(known: Option<&Announcement>, announced: &Announcement) -> Result<(), String> {
+    match known {
+        Some(known) if known != announced => Err(format!("{} is another than it was", announced.id)),
+        _ => Ok(()),
+    }
 }
 
 fn open_link(

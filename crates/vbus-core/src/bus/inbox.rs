@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::pair::Pair;
 use super::publisher::monotonic_ns;
-use super::resumed::{LeftOff, Whose};
+use super::resumed::{LeftOff, Place, Whose};
 use super::spin::Spin;
 use super::stats::{COUNT_MAX, LinkStats, SubscriberStats, add_dropped};
 use super::subscriber::{Sample, Source};
@@ -37,9 +37,11 @@ pub(super) struct Inbox {
     /// The link that gave the last sample: polled first, without a look at its bell, but not for ever.
     hot: Option<usize>,
     ended: SubscriberStats,
-    /// Links that ended and are not empty.
-    ending: usize,
     left_off: LeftOff,
+    /// Links that were added so far.
+    added: u64,
+    /// A link that waited for one before it may begin.
+    freed: bool,
     far_links: u32,
     /// How long to look before sleeping.
     pub(super) spin: Spin,
@@ -72,6 +74,10 @@ struct Entry {
     bit: usize,
     lifespan_ns: Option<u64>,
     ordered: bool,
+    /// Which one it is of all that were added.
+    age: u64,
+    /// An older one of the same publisher is there, and is taken from first, to its end.
+    is_behind: bool,
     /// What was gone at the last look, where that is not seen from the numbers.
     gone: u64,
     /// The sequence that comes next.
@@ -163,8 +169,11 @@ impl Inbox {
         fewest.map_or(0, |(bit, _)| bit as u8)
     }
 
-    /// Adds a link.
+    /// Adds a link. One of a publisher that has one already takes its place: it waits until that one is over.
     pub(super) fn add(&mut self, new: NewEntry) {
+        let whose = (new.source.publisher, new.source.peer.id);
+        let is_behind = self.entries.iter().flatten().any(|its| its.whose() == whose);
+        self.added += 1;
         let at = self.entries.iter().position(Option::is_none).unwrap_or(self.entries.len());
         if at == self.entries.len() {
             self.entries.push(None);
@@ -183,6 +192,8 @@ impl Inbox {
             bit,
             lifespan_ns: new.lifespan_ns,
             ordered: new.ordered,
+            age: self.added,
+            is_behind,
             gone: 0,
             expected: None,
             had: None,
@@ -195,7 +206,11 @@ impl Inbox {
 
     /// Living publishers.
     pub(super) fn publishers(&self) -> usize {
-        self.entries.iter().flatten().filter(|entry| entry.ending.is_none()).count()
+        let living = || self.entries.iter().flatten().filter(|entry| entry.ending.is_none());
+        let goes_on = |entry: &&Entry| {
+            entry.is_behind && living().any(|its| its.age < entry.age && its.whose() == entry.whose())
+        };
+        living().filter(|entry| !goes_on(entry)).count()
     }
 
     /// Takes the next sample, from the ready links in turn.
@@ -227,7 +242,8 @@ impl Inbox {
                 return Some(sample);
             }
         }
-        None
+        // What waited for another link may be of a neighbour that was passed.
+        if std::mem::take(&mut self.freed) { self.take() } else { None }
     }
 
     fn take_news_from_group(&mut self, at: usize, hot: Option<(usize, u64)>) -> Option<Sample> {
@@ -292,20 +308,20 @@ impl Inbox {
     /// Whether a link from which nothing was taken may give something: one in whose place it is comes first, to its
     /// end.
     fn may_begin(&mut self, at: usize) -> bool {
-        let Some(entry) = &self.entries[at] else { return false };
-        let whose = entry.whose();
-        let goes_first = |its: &Entry| its.ending.is_some() && its.whose() == whose;
-        if self.ending > 0 && entry.ending.is_none() && self.entries.iter().flatten().any(goes_first) {
+        let Some(entry) = &mut self.entries[at] else { return false };
+        if entry.is_behind {
             return false;
         }
-        let (first, had) = (entry.first(), self.left_off.next(&whose));
-        // What it did not get in between was nowhere counted for it.
-        let missed =
-            had.filter(|_| entry.had.is_none()).map_or(0, |had| first.saturating_sub(had).min(COUNT_MAX));
-        self.ended.sent = self.ended.sent.saturating_add(missed);
-        self.ended.lost = self.ended.lost.saturating_add(missed);
-        if let Some(entry) = &mut self.entries[at] {
-            entry.had = had;
+        // Before there is anything its first word says nothing.
+        if entry.had.is_none()
+            && let Some(before) = self.left_off.place(&entry.whose())
+            && entry.link.has_waiting()
+        {
+            entry.had = Some(before.next);
+            // What it did not get in between was nowhere counted for it.
+            let missed = entry.first().saturating_sub(before.counted).min(COUNT_MAX);
+            self.ended.sent = self.ended.sent.saturating_add(missed);
+            self.ended.lost = self.ended.lost.saturating_add(missed);
         }
         true
     }
@@ -332,17 +348,18 @@ impl Inbox {
     /// Removes a link; what still waited counts as dropped for a cause, or as lost.
     fn remove(&mut self, at: usize, cause: Option<Cause>) {
         let Some(entry) = self.entries[at].take() else { return };
-        self.ending -= usize::from(entry.ending.is_some());
-        if let (true, Some(next)) = (entry.ordered, entry.expected.max(entry.had)) {
-            self.left_off.note(entry.whose(), next);
+        let counts = entry.stats(Id::from_bytes([0; 16]));
+        let begun = (counts.sent > 0).then(|| entry.first());
+        if let (true, Some(next)) = (entry.ordered, entry.expected.max(entry.had).or(begun)) {
+            let counted = begun.map_or(next, |first| first.saturating_add(counts.sent));
+            self.left_off.note(entry.whose(), Place { next, counted });
         }
-        self.poll_again(&entry);
+        self.let_go_on(&entry);
         self.far_links -= u32::from(entry.is_far());
         let group = self.group_mut(entry.group);
         group.by_bit[entry.bit].retain(|&link| link != at);
         group.links -= 1;
         self.drop_group_if_over(entry.group);
-        let counts = entry.stats(Id::from_bytes([0; 16]));
         let ended = &mut self.ended;
         ended.sent += counts.sent;
         ended.delivered += counts.delivered;
@@ -355,13 +372,15 @@ impl Inbox {
         }
     }
 
-    /// A link that took the place of this one may begin.
-    fn poll_again(&mut self, over: &Entry) {
-        for entry in self.entries.iter().flatten().filter(|its| its.whose() == over.whose()) {
-            if let Some(group) = &mut self.groups[entry.group] {
-                group.pending |= 1 << entry.bit;
-                group.again |= 1 << entry.bit;
-            }
+    /// The next link that took the place of this one may begin.
+    fn let_go_on(&mut self, over: &Entry) {
+        let behind = self.entries.iter_mut().flatten().filter(|its| its.whose() == over.whose());
+        let Some(next) = behind.min_by_key(|its| its.age).filter(|_| !over.is_behind) else { return };
+        next.is_behind = false;
+        self.freed = true;
+        if let Some(group) = &mut self.groups[next.group] {
+            group.pending |= 1 << next.bit;
+            group.again |= 1 << next.bit;
         }
     }
 
@@ -370,7 +389,7 @@ impl Inbox {
     pub(super) fn end(&mut self, ending: Ending, which: impl Fn(Id, LinkNumber, Option<&Arc<Pair>>) -> bool) {
         for entry in self.entries.iter_mut().flatten() {
             if which(entry.source.publisher, entry.number, entry.pair.as_ref()) {
-                self.ending += usize::from(entry.ending.replace(ending).is_none());
+                entry.ending = Some(ending);
                 if let Some(group) = &mut self.groups[entry.group] {
                     group.pending |= 1 << entry.bit;
                 }
@@ -440,7 +459,7 @@ impl Inbox {
             while bits != 0 {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                let mut has = |at: usize| entries[at].as_mut().is_some_and(|entry| entry.link.has_waiting());
+                let mut has = |at: usize| entries[at].as_mut().is_some_and(Entry::has);
                 if group.by_bit[bit].iter().any(|&at| has(at)) {
                     return true;
                 }
@@ -473,7 +492,7 @@ impl Inbox {
 
     fn hot_has(&mut self) -> bool {
         let hot = self.hot.and_then(|hot| self.entries.get_mut(hot)?.as_mut());
-        hot.is_some_and(|entry| entry.link.has_waiting())
+        hot.is_some_and(Entry::has)
     }
 
     /// Needs no ringing any more.
@@ -497,6 +516,11 @@ impl Group {
 }
 
 impl Entry {
+    /// Whether something can be taken.
+    fn has(&mut self) -> bool {
+        !self.is_behind && self.link.has_waiting()
+    }
+
     fn is_far(&self) -> bool {
         self.source.via == "udp"
     }

@@ -155,6 +155,9 @@ pub(super) fn link_to_neighbour(
 ) {
     let Some(pair) = state.neighbours.get(&peer).map(|neighbour| Arc::clone(&neighbour.pair)) else { return };
     let wish = Wish::of_announced(announced);
+    if state.puts_off(peer, publisher, wish.id) {
+        return;
+    }
     let Some(agreed) = agree(core, state, publisher, &wish, Some(&pair)) else { return };
     if pair.connection().is_some() {
         if let Err(error) = publisher.join_far(core, &pair, wish.id, agreed) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::out_link::{Door, LinkKey, NewLink, OutLink};
-use super::outbox::position;
+use super::outbox::{Outbox, position};
 use super::pair::Pair;
 use super::publisher::PublisherCore;
 use super::stats::LinkStats;
@@ -43,6 +43,8 @@ impl PublisherCore {
             returns: ReturnReader::default(),
             agreed: new.agreed,
             door: None,
+            next_door: None,
+            until: None,
             left: false,
             history_end: 0,
             outstanding: 0,
@@ -76,10 +78,20 @@ impl PublisherCore {
         let Some(at) = position(&state, find) else { return false };
         let state = &mut *state;
         let link = state.links[at].as_mut().expect("found above");
-        if link.door.is_some() || state.closed {
+        if link.door.is_some() || link.next_door.is_some() || state.closed {
             return false;
         }
-        let kept = state.history.len().min(link.agreed.history as usize);
+        link.next_door = Some(Door { entry, bit: 1 << (bit % 64), bell });
+        self.open_due(state);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Opens a link at which the subscriber's node is ready, with history or from the next sample on.
+    pub(super) fn open_at(&self, state: &mut Outbox, at: LinkIndex, with_history: bool) {
+        let link = state.links[at].as_mut().expect("the caller looked");
+        let most = if with_history { link.agreed.history as usize } else { 0 };
+        let kept = state.history.len().min(most);
         let old: Vec<SlotRef> = state.history.iter().skip(state.history.len() - kept).copied().collect();
         let oldest = old.first().map(|&slot| {
             let view = state.pool.view(slot);
@@ -88,7 +100,7 @@ impl PublisherCore {
         let link = state.links[at].as_mut().expect("found above");
         link.memory.first().store(oldest.unwrap_or(state.sequence), Ordering::Relaxed);
         link.opened = true;
-        link.door = Some(Door { entry, bit: 1 << (bit % 64), bell });
+        link.door = link.next_door.take();
         for slot in old {
             let link = state.links[at].as_mut().expect("found above");
             if !link.has_shown(slot.segment()) && !link.show(self.id, &state.pool.view(slot)) {
@@ -108,8 +120,6 @@ impl PublisherCore {
         {
             door.announce();
         }
-        self.changed.notify_all();
-        true
     }
 
     /// The subscriber takes no more: what waits is dropped, what it holds comes back later. Its last counts.
@@ -181,6 +191,7 @@ impl PublisherCore {
             }
             // A closed publisher keeps no connection open.
             (link.local, link.pair, link.door, link.space) = (None, None, None, None);
+            link.next_door = None;
             link.left = true;
         }
         if let Some(counters) = &self.counters {

@@ -12,6 +12,7 @@ mod far;
 mod forward;
 mod greeting;
 mod ground;
+mod handover;
 mod hearing;
 mod inbox;
 mod interest;

@@ -121,6 +121,11 @@ impl Net {
         self.links.lock().iter().filter(|link| bits & (1 << link.bit) != 0).cloned().collect()
     }
 
+    /// Whether publishers have links to the peer behind a connection.
+    pub(super) fn has_links(&self, connection: Connection) -> bool {
+        self.links.lock().iter().any(|link| link.connection == connection)
+    }
+
     /// All links.
     pub(super) fn links(&self) -> Vec<Arc<FarLink>> {
         self.links.lock().clone()

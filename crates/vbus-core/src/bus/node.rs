@@ -136,6 +136,9 @@ pub struct Node {
     driver: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Finds a peer, by one way to it.
+type Of = fn(&mut State, Id) -> Option<&mut Neighbour>;
+
 pub(crate) struct NodeCore {
     pub(super) info: Arc<PeerInfo>,
     /// Where neighbours were to be met, and where that cannot be, with the reason.
@@ -256,13 +259,16 @@ impl Node {
             for peer in &peers {
                 let neighbour = &state.neighbours[peer];
                 neighbour.pair.send(&message, &[]);
-                for wish in neighbour.subscribers.values().cloned().collect::<Vec<_>>() {
+                let said = neighbour.subscribers.values().filter(|its| !neighbour.carried.contains(&its.id));
+                for wish in said.cloned().collect::<Vec<_>>() {
                     interest::link_to_neighbour(core, state, *peer, &publisher, &wish);
                 }
             }
             peers
         };
-        core.wait_while(&pairs, |neighbour| publisher.waits_for(&neighbour.pair));
+        // Those who are carried over from the network have links when they are announced in memory.
+        let waits = |its: &Neighbour| !its.carried.is_empty() || publisher.waits_for(&its.pair);
+        core.wait_while(&pairs, waits);
         Ok(Publisher::new(publisher))
     }
 
@@ -509,26 +515,36 @@ impl NodeCore {
 
     /// Has `peers` answer after everything they were sent before; waits for it.
     fn sync(&self, peers: &[Id]) {
-        let state = self.state.lock();
-        let token = self.next_token();
-        for neighbour in peers.iter().filter_map(|peer| state.neighbours.get(peer)) {
-            neighbour.pair.send(&Message::Sync(token), &[]);
-        }
-        drop(state);
-        self.wait_while(peers, |neighbour| neighbour.synced < token);
+        self.sync_by(peers, |state, peer| state.neighbours.get_mut(&peer));
     }
 
-    /// Asks all far peers, and waits for their answers.
+    fn sync_by(&self, peers: &[Id], of: Of) {
+        let mut state = self.state.lock();
+        let token = self.next_token();
+        for &peer in peers {
+            if let Some(neighbour) = of(&mut state, peer) {
+                neighbour.pair.send(&Message::Sync(token), &[]);
+            }
+        }
+        drop(state);
+        self.wait_while_by(peers, of, |neighbour| neighbour.synced < token);
+    }
+
+    /// Asks everyone who is far, or was and has something under way there, and waits for their answers.
     pub(super) fn ask_far(&self, question: &Message) {
-        let state = self.state.lock();
-        let far = state.peers().filter(|its| its.pair.connection().is_some() && !its.silent);
-        let asked: Vec<Id> = far.map(|its| its.pair.peer.id).collect();
-        for neighbour in asked.iter().filter_map(|peer| state.neighbours.get(peer)) {
-            neighbour.pair.send(question, &[]);
+        let mut state = self.state.lock();
+        let state_now = &mut *state;
+        let all: Vec<Id> = state_now.peers().map(|its| its.pair.peer.id).collect();
+        let mut asked = Vec::new();
+        for peer in all {
+            if let Some(far) = state_now.far_mut(peer).filter(|its| !its.silent) {
+                far.pair.send(question, &[]);
+                asked.push(peer);
+            }
         }
         drop(state);
         if !asked.is_empty() {
-            self.sync(&asked);
+            self.sync_by(&asked, State::far_mut);
         }
     }
 
@@ -540,20 +556,22 @@ impl NodeCore {
 
     /// Waits while `pending` is true of any of `peers` that answers at all.
     fn wait_while(&self, peers: &[Id], pending: impl Fn(&Neighbour) -> bool) {
+        self.wait_while_by(peers, |state, peer| state.neighbours.get_mut(&peer), pending);
+    }
+
+    fn wait_while_by(&self, peers: &[Id], of: Of, pending: impl Fn(&Neighbour) -> bool) {
         let deadline = Instant::now() + MEETING_TIME;
         let mut state = self.state.lock();
-        let waits = |state: &State, peer: &Id| {
-            state.neighbours.get(peer).is_some_and(|neighbour| !neighbour.silent && pending(neighbour))
-        };
-        while !state.closing && peers.iter().any(|peer| waits(&state, peer)) {
+        let waits = |neighbour: &mut Neighbour| !neighbour.silent && pending(neighbour);
+        while !state.closing && peers.iter().any(|&peer| of(&mut state, peer).is_some_and(waits)) {
             let over;
             (state, over) = self.changed.wait_until(state, deadline);
             if !over {
                 continue;
             }
-            for peer in peers {
-                if waits(&state, peer)
-                    && let Some(neighbour) = state.neighbours.get_mut(peer)
+            for &peer in peers {
+                if let Some(neighbour) = of(&mut state, peer)
+                    && waits(neighbour)
                 {
                     neighbour.silent = true;
                 }

@@ -33,6 +33,10 @@ pub(super) struct OutLink {
     pub(super) agreed: Offer,
     /// Set when the subscriber's node has opened the link.
     pub(super) door: Option<Door>,
+    /// The same, while the subscriber takes part in a link over the network: see `handover`.
+    pub(super) next_door: Option<Door>,
+    /// From this sequence on its subscribers get samples over other links: nothing is pushed any more.
+    pub(super) until: Option<u64>,
     /// The subscriber takes no more; what it holds still comes back.
     pub(super) left: bool,
     /// Entries before this position are history, which `depth` does not count.
@@ -140,7 +144,7 @@ pub(super) struct LinkKey<'a> {
 
 impl OutLink {
     pub(super) fn is_open(&self) -> bool {
-        self.door.is_some() && !self.left
+        self.door.is_some() && !self.left && self.until.is_none()
     }
 
     /// Entries that `depth` counts, as far as was observed.
@@ -174,6 +178,7 @@ impl OutLink {
 
     /// The counts of everyone behind it, when the publisher comes to `sequence`.
     pub(super) fn all_stats(&mut self, sequence: u64) -> Vec<LinkStats> {
+        let sequence = self.until.unwrap_or(sequence);
         if !self.is_far() {
             return vec![self.stats(self.publisher)];
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 
 use super::events::{Event, Events, Leaving};
+use super::handover::end_former;
 use super::inbox::Ending;
 use super::interest::by_number;
 use super::mirror::Mirror;
@@ -37,30 +38,17 @@ pub(super) fn leave_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id)
     tell_of_leaving(&mut state.events, neighbour, Leaving::Bye);
     neighbour.publishers.clear();
     neighbour.subscribers.clear();
+    neighbour.carried.clear();
     core.changed.notify_all();
-}
-
-/// A far peer is met in memory: its connection ends, and the peer is none that left. False: it was no far peer.
-pub(super) fn leave_the_network(core: &Arc<NodeCore>, state: &mut State, peer: Id) -> bool {
-    let far = state.neighbours.get_mut(&peer).filter(|its| its.pair.connection().is_some() && !its.left);
-    let Some(neighbour) = far else { return false };
-    neighbour.left = true;
-    tell_of_its_things(&mut state.events, neighbour);
-    end_neighbour(core, state, peer, true);
-    true
 }
 
 /// First what it had goes, then the peer itself.
 fn tell_of_leaving(events: &mut Events, neighbour: &Neighbour, leaving: Leaving) {
-    tell_of_its_things(events, neighbour);
-    events.tell(Event::PeerLeft(Arc::clone(&neighbour.pair.peer), leaving));
-}
-
-fn tell_of_its_things(events: &mut Events, neighbour: &Neighbour) {
     for its in neighbour.subscribers.values() {
         events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(its))));
     }
     neighbour.publishers.values().for_each(|its| events.publisher_goes(&its.topic));
+    events.tell(Event::PeerLeft(Arc::clone(&neighbour.pair.peer), leaving));
 }
 
 fn end_incoming(neighbour: &mut Neighbour, ending: Ending) {
@@ -141,6 +129,8 @@ pub(super) fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, g
         subscriber.stir();
     }
     leave_groups(&state.subscribers, peer);
+    // What is still under way over the network goes with it.
+    end_former(core, state, peer);
     state.mismatches.retain(|mismatch| {
         !neighbour.publishers.contains_key(&mismatch.publisher)
             && !neighbour.subscribers.contains_key(&mismatch.subscriber)
@@ -155,9 +145,10 @@ pub(super) fn end_neighbour(core: &Arc<NodeCore>, state: &mut State, peer: Id, g
 }
 
 /// Streams with a far peer are at an end: what did not arrive is lost, what did can still be taken.
-fn end_far(core: &NodeCore, neighbour: &mut Neighbour, orphans: &mut Vec<Weak<Mirror>>) {
+pub(super) fn end_far(core: &NodeCore, neighbour: &mut Neighbour, orphans: &mut Vec<Weak<Mirror>>) {
     let (Some(net), Some(connection)) = (&core.net, neighbour.pair.connection()) else { return };
-    for (_, link) in neighbour.far_out.drain() {
+    neighbour.far_out.clear();
+    for link in net.links().into_iter().filter(|link| link.connection == connection) {
         if let Some(owner) = link.owner() {
             owner.lose_far(&link, &neighbour.pair);
         }
@@ -167,6 +158,13 @@ fn end_far(core: &NodeCore, neighbour: &mut Neighbour, orphans: &mut Vec<Weak<Mi
     let mirrors = neighbour.mirrors.drain().map(|(_, mirror)| mirror);
     orphans.extend(mirrors.filter(|mirror| mirror.orphan()).map(|mirror| Arc::downgrade(&mirror)));
     net.order(Order::Leave(connection));
+}
+
+/// Tells that a peer did what cannot be.
+pub(super) fn tell_broken(core: &NodeCore, pair: &Pair, reason: &str) {
+    core.notices.tell(Level::Warning, &format!("broken {}", pair.peer.id), || {
+        format!("disconnected from {:?} ({}): {reason}", pair.peer.name, pair.peer.id)
+    });
 }
 
 fn is_readable(file: &Descriptor) -> bool {

@@ -16,29 +16,38 @@ pub(super) type Whose = (Id, Id);
 /// See the module.
 #[derive(Default)]
 pub(super) struct LeftOff {
-    /// The sequence that comes next.
-    next: HashMap<Whose, u64>,
+    places: HashMap<Whose, Place>,
     oldest: VecDeque<Whose>,
 }
 
+/// Where a link ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The sequence that comes next.
+    pub(super) next: u64,
+    /// All below were counted: as delivered, dropped or lost.
+    pub(super) counted: u64,
+}
+
 impl LeftOff {
-    /// A link ended before this sequence.
-    pub(super) fn note(&mut self, whose: Whose, next: u64) {
-        let Some(before) = self.next.insert(whose, next) else {
-            self.oldest.push_back(whose);
-            if self.oldest.len() > REMEMBERED_MAX
-                && let Some(oldest) = self.oldest.pop_front()
-            {
-                self.next.remove(&oldest);
-            }
+    /// A link ended.
+    pub(super) fn note(&mut self, whose: Whose, place: Place) {
+        if let Some(before) = self.places.get_mut(&whose) {
+            *before = Place { next: place.next.max(before.next), counted: place.counted.max(before.counted) };
             return;
-        };
-        self.next.insert(whose, next.max(before));
+        }
+        self.places.insert(whose, place);
+        self.oldest.push_back(whose);
+        if self.oldest.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            self.places.remove(&oldest);
+        }
     }
 
     /// Where a link goes on that takes the place of one before.
-    pub(super) fn next(&self, whose: &Whose) -> Option<u64> {
-        self.next.get(whose).copied()
+    pub(super) fn place(&self, whose: &Whose) -> Option<Place> {
+        self.places.get(whose).copied()
     }
 }
 
@@ -54,13 +63,14 @@ mod tests {
             (Id::from_bytes(bytes), Id::from_bytes([1; 16]))
         };
         let mut left = LeftOff::default();
+        let place = |next| Place { next, counted: next + 1 };
         for number in 0..2000 {
-            left.note(whose(number), 7);
+            left.note(whose(number), place(7));
         }
-        left.note(whose(1999), 9);
-        left.note(whose(1999), 8);
-        assert_eq!((left.next.len(), left.oldest.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
-        assert_eq!(left.next(&whose(0)), None);
-        assert_eq!((left.next(&whose(1000)), left.next(&whose(1999))), (Some(7), Some(9)));
+        left.note(whose(1999), place(9));
+        left.note(whose(1999), place(8));
+        assert_eq!((left.places.len(), left.oldest.len()), (REMEMBERED_MAX, REMEMBERED_MAX));
+        assert_eq!(left.place(&whose(0)), None);
+        assert_eq!((left.place(&whose(1000)), left.place(&whose(1999))), (Some(place(7)), Some(place(9))));
     }
 }

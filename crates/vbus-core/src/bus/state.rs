@@ -9,6 +9,7 @@ use super::driver;
 use super::events::{Endpoint, Events};
 use super::forward::FarLink;
 use super::greeting::Greeting;
+use super::handover::Formers;
 use super::interest;
 use super::mirror::Mirror;
 use super::node::REMEMBERED_MAX;
@@ -32,6 +33,8 @@ pub(super) struct State {
     pub(super) publishers: HashMap<Id, Arc<PublisherCore>>,
     pub(super) subscribers: HashMap<Id, Arc<SubscriberCore>>,
     pub(super) neighbours: HashMap<Id, Neighbour>,
+    /// What is still under way over the network with peers that share memory with us by now.
+    pub(super) former: Formers,
     pub(super) greetings: HashMap<u64, Greeting>,
     /// Tokens of the epoll that belong to a neighbour.
     pub(super) tokens: HashMap<u64, Id>,
@@ -82,6 +85,8 @@ pub(super) struct Neighbour {
     pub(super) publishers: HashMap<Id, Announcement>,
     pub(super) subscribers: HashMap<Id, Announcement>,
     announced_bytes: usize,
+    /// Those of them that it announced over the network, and not yet in memory.
+    pub(super) carried: HashSet<Id>,
     /// Links from our publishers, with the subscriber of each.
     pub(super) out: HashMap<LinkNumber, (Arc<PublisherCore>, Id)>,
     /// Links to our subscribers.
@@ -194,6 +199,7 @@ impl Neighbour {
             publishers: HashMap::new(),
             subscribers: HashMap::new(),
             announced_bytes: 0,
+            carried: HashSet::new(),
             out: HashMap::new(),
             incoming: HashMap::new(),
             tables: HashMap::new(),
@@ -213,6 +219,14 @@ impl Neighbour {
             wants_out: false,
             cut: None,
         }
+    }
+
+    /// What it announced over the network is known of it.
+    pub(super) fn take_over(&mut self, far: &Self) {
+        self.publishers.clone_from(&far.publishers);
+        self.subscribers.clone_from(&far.subscribers);
+        self.announced_bytes = far.announced_bytes;
+        self.carried = far.publishers.keys().chain(far.subscribers.keys()).copied().collect();
     }
 
     /// One of its subscribers.

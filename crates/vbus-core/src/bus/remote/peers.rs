@@ -7,6 +7,7 @@ use super::{Remote, now};
 use crate::base::id::Id;
 use crate::bus::arrival::{Newcomer, lose_far, meet_far, note_refusal};
 use crate::bus::events::Event as BusEvent;
+use crate::bus::handover::on_former;
 use crate::bus::hearing::on_message;
 use crate::bus::net::Order;
 use crate::bus::reach::{Due, Outcome};
@@ -126,12 +127,14 @@ impl Remote {
             }
             // The bus goes on as before.
             Event::Resumed { connection, address } | Event::PathChanged { connection, to: address, .. } => {
-                if let Some(pair) = self.pairs.get(&connection)
+                let mut state = core.state.lock();
+                if !state.is_former(connection)
+                    && let Some(pair) = self.pairs.get(&connection)
                     && let Some(peer) = pair.on_moved(address)
                 {
                     self.targets.remember(peer.id, connection, &peer.addresses, now());
                     let (old, new, reason) = ("udp", "udp", "it is reached at another address");
-                    core.state.lock().events.tell(BusEvent::PathChanged { peer, old, new, reason });
+                    state.events.tell(BusEvent::PathChanged { peer, old, new, reason });
                 }
             }
             Event::Observed { address, .. } => self.on_observed(Some(address)),
@@ -140,12 +143,15 @@ impl Remote {
                 self.forget_waiting(connection);
                 self.traffic.forget(connection);
                 self.targets.on_lost(connection, now());
+                let mut state = core.state.lock();
                 match self.pairs.get(&connection).map(|pair| pair.peer.id) {
-                    Some(peer) if why == Lost::Bye => self.targets.forget(peer),
+                    Some(peer) if why == Lost::Bye || state.is_former(connection) => {
+                        self.targets.forget(peer);
+                    }
                     Some(peer) => self.targets.look_for_lost(peer, now()),
                     None => {}
                 }
-                lose_far(&core, &mut core.state.lock(), connection, why == Lost::Bye);
+                lose_far(&core, &mut state, connection, why == Lost::Bye);
             }
         }
     }
@@ -172,13 +178,16 @@ impl Remote {
             return;
         }
         let message = Message::decode(&std::mem::take(whole));
-        let mut state = self.core.state.lock();
-        if let Some(neighbour) = state.neighbours.get_mut(&pair.peer.id) {
-            neighbour.silent = false;
+        let (mut state, peer) = (self.core.state.lock(), pair.peer.id);
+        match state.far_mut(peer) {
+            Some(neighbour) if Arc::ptr_eq(&neighbour.pair, &pair) => neighbour.silent = false,
+            _ => return,
         }
         let heard = message.map_err(|malformed| malformed.to_string());
-        let done =
-            heard.and_then(|heard| on_message(&self.core, &mut state, pair.peer.id, heard, Vec::new()));
+        let done = heard.and_then(|heard| match state.is_former(connection) {
+            true => on_former(&self.core, &mut state, peer, heard),
+            false => on_message(&self.core, &mut state, peer, heard, Vec::new()),
+        });
         if let Err(reason) = done {
             pair.break_off(reason);
         }

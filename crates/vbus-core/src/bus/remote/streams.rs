@@ -9,6 +9,7 @@ use crate::bus::forward::FarLink;
 use crate::bus::mirror::Mirror;
 use crate::bus::net::Order;
 use crate::bus::pair::{Item, Pair};
+use crate::bus::state::State;
 use crate::transport::Connection;
 use crate::wire::control::Message;
 use crate::wire::far::Far;
@@ -69,7 +70,7 @@ impl Remote {
             return self.put_off(pair, link);
         };
         self.traffic.add_out(stream, Arc::clone(&link));
-        if let Some(neighbour) = self.core.state.lock().neighbours.get_mut(&pair.peer.id) {
+        if let Some(neighbour) = self.core.state.lock().far_mut(pair.peer.id) {
             neighbour.far_out.insert(stream.0, Arc::clone(&link));
         }
         for message in link.opened(stream) {
@@ -191,9 +192,11 @@ impl Remote {
                     self.endpoint.stop_stream(&mut self.traffic, connection, mirror.stream);
                     self.traffic.remove_incoming(connection, mirror.stream);
                     self.unaccepted.retain(|(_, its)| !Arc::ptr_eq(its, &mirror));
-                    if let Some(neighbour) = self.core.state.lock().neighbours.get_mut(&mirror.peer()) {
+                    let mut state = self.core.state.lock();
+                    if let Some(neighbour) = state.far_mut(mirror.peer()) {
                         neighbour.mirrors.remove(&mirror.stream.0);
                     }
+                    self.wake_if_former(&state, connection);
                 }
                 Order::LookAfter(link) => {
                     if let Some(stream) = link.stream() {
@@ -206,6 +209,7 @@ impl Remote {
                         self.traffic.remove_out(link.connection, stream);
                     }
                     self.net.remove_link(&link);
+                    self.wake_if_former(&self.core.state.lock(), link.connection);
                 }
                 Order::Leave(connection) => {
                     if self.endpoint.connections().any(|its| its == connection)
@@ -221,6 +225,13 @@ impl Remote {
                     self.traffic.forget(connection);
                 }
             }
+        }
+    }
+
+    /// It may be that nothing is under way there any more: then the connection is to be left.
+    fn wake_if_former(&self, state: &State, connection: Connection) {
+        if state.is_former(connection) {
+            self.core.wake.ring();
         }
     }
 
