@@ -304,3 +304,21 @@ def test_when_all_is_drained_the_connection_over_the_network_is_closed(parties):
     for party in (left, right):
         party.until("node._core.survey_dict()['connections'] == 0")
     all_is_well(left, right)
+
+
+def test_two_that_lose_their_memory_meet_over_the_network_and_know_what_they_missed(parties):
+    left, right, doorman = parties
+    begin_both(left, right)
+    change_over(left, right, doorman)
+    for party in (left, right):
+        party.do("receiver.may_go_back = True; before = receiver.counts['udp']")
+    doorman.go()
+    for party in (left, right):
+        party.until("receiver.counts['udp'] >= before + 100 or receiver.mistakes")
+    counts = [party.ask("flood.stop()") for party in (left, right)]
+    for party, count in ((left, counts[1]), (right, counts[0])):
+        party.until(f"receiver.is_through({count})")
+        assert party.ask("receiver.mistakes") == []
+        assert party.ask("conserved(publisher, subscriber)") == []
+        assert party.ask("(subscriber.stats().sent, subscriber.stats().lost)") == (count, party.ask("receiver.lost"))
+        assert party.ask("[it.path for it in node.peers()]") == ["udp"]

@@ -57,6 +57,8 @@ pub(super) enum Order {
     Close(Arc<FarLink>),
     /// A peer is none any more.
     Leave(Connection),
+    /// A neighbour does not share memory with us any more, though it may live.
+    LookFor(Id),
     /// Somebody wants to know how things stand.
     Survey,
 }

@@ -87,7 +87,10 @@ pub(super) fn end_the_cut(core: &Arc<NodeCore>, state: &mut State) {
         let pidfd = state.neighbours.get(&peer).and_then(|its| its.pidfd.as_ref());
         match pidfd.is_none_or(is_readable) {
             true => end_neighbour(core, state, peer, true),
-            false if since.elapsed() > PROOF_TIME => end_neighbour(core, state, peer, false),
+            false if since.elapsed() > PROOF_TIME => {
+                end_neighbour(core, state, peer, false);
+                core.net.iter().for_each(|net| net.order(Order::LookFor(peer)));
+            }
             false => state.try_again = true,
         }
     }

@@ -203,12 +203,15 @@ impl Targets {
         self.look_for(peer, now);
     }
 
-    /// A peer is missed, and may be elsewhere by now.
+    /// A peer is missed, and may be elsewhere by now, or where it was while it shared memory with us.
     pub(super) fn look_for(&mut self, peer: Id, now: Time) {
         let name = peer.to_string();
-        for place in self.all.iter_mut().filter(|its| its.name == name).flat_map(|its| &mut its.places) {
-            if matches!(place.stage, Stage::Resting(_)) {
-                (place.stage, place.tries) = (Stage::Waiting(now), 0);
+        for target in &mut self.all {
+            let is_its = |place: &&mut Place| target.name == name || place.near == Some(peer);
+            for place in target.places.iter_mut().filter(is_its) {
+                if matches!(place.stage, Stage::Resting(_)) {
+                    (place.stage, place.tries) = (Stage::Waiting(now), 0);
+                }
             }
         }
         self.is_stale = true;

@@ -178,6 +178,7 @@ impl Remote {
                         self.endpoint.cancel(now(), attempt);
                     }
                 }
+                Order::LookFor(peer) => self.targets.look_for(peer, now()),
                 Order::Survey => self.net.surveys.on_answer(self.survey()),
                 Order::Accept(connection, mirror) => {
                     self.traffic.add_incoming(connection, Arc::clone(&mirror));
