@@ -362,7 +362,7 @@ fn stream(number: u64, topic: &str) -> Far {
 }
 
 fn head(sequence: u64, has_counts: bool) -> Vec<u8> {
-    Head { sequence, has_counts, ..Head::default() }.encode(&[])
+    Head { sequence, has_counts, ..Head::default() }.encode(&[]).to_vec()
 }
 
 const SPEC: StreamSpec = StreamSpec { reliable: true, ordered: true, priority: 4 };

@@ -19,6 +19,6 @@ pub fn run(bytes: &[u8]) {
         assert!(said.addresses.starts_with(&heard.addresses));
     }
     if let Ok((head, meta)) = Head::decode(bytes) {
-        assert_eq!(head.encode(meta), bytes);
+        assert_eq!(*head.encode(meta), *bytes);
     }
 }

@@ -29,7 +29,7 @@ use crate::shm::pool::SegmentView;
 use crate::shm::segment::{SegmentError, create_pair};
 use crate::transport::{Connection, Next, Outgoing, StreamId, StreamSpec};
 use crate::wire::control::{LinkNumber, Message, WireQos};
-use crate::wire::far::{Far, Fate, Head, SUBSCRIBERS_MAX};
+use crate::wire::far::{Far, Fate, Head, Heading, SUBSCRIBERS_MAX};
 
 /// Promises of a stream.
 const RELIABLE: u32 = 1;
@@ -109,7 +109,7 @@ struct Stage {
 /// A sample on its way out. Its slot is held until this is dropped.
 pub(super) struct Departing {
     taken: Taken,
-    head: Vec<u8>,
+    head: Heading,
     counts: Option<Box<[u8; Head::COUNTS_LEN]>>,
     expires: Option<Time>,
 }

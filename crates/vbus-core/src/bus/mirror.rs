@@ -25,7 +25,7 @@ use crate::base::lock::Mutex;
 use crate::shm::layout::{Cause, Dropped, slot_bytes};
 use crate::transport::{Incoming, NoPlace, StreamId, StreamSpec, Taken};
 use crate::wire::control::{LinkNumber, Message};
-use crate::wire::far::{Far, Fate, Head};
+use crate::wire::far::{Far, Fate, Head, Heading};
 
 /// No honest publisher comes near, so that no sum of sequences overflows.
 pub(super) const SEQUENCE_MAX: u64 = 1 << 62;
@@ -303,7 +303,7 @@ impl Mirror {
         Ok(Arriving {
             core: Arc::clone(&self.core),
             place,
-            head: vec![0; head_len as usize],
+            head: Heading::zeros(head_len as usize),
             meta,
             body_len: len,
         })
@@ -503,7 +503,7 @@ impl Member {
 pub(super) struct Arriving {
     core: Arc<PublisherCore>,
     place: Place,
-    head: Vec<u8>,
+    head: Heading,
     meta: usize,
     body_len: usize,
 }

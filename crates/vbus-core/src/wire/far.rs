@@ -15,6 +15,8 @@
 //! anybody, first of all: Home
 //! ```
 
+use std::ops::{Deref, DerefMut};
+
 use super::bytes::{Malformed, Reader, Writer};
 use super::control::WireQos;
 use crate::base::id::Id;
@@ -372,14 +374,14 @@ impl Head {
     pub const COUNTS_LEN: usize = CAUSES * 8;
 
     /// The head and `meta`.
-    pub fn encode(&self, meta: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(Self::LEN + meta.len());
-        bytes.extend(self.sequence.to_le_bytes());
-        bytes.extend(self.wall_ns.to_le_bytes());
-        bytes.extend(self.age_us.to_le_bytes());
-        bytes.extend([self.encoding, u8::from(self.has_counts)]);
-        bytes.extend(meta);
-        bytes
+    pub fn encode(&self, meta: &[u8]) -> Heading {
+        let mut heading = Heading::zeros(Self::LEN + meta.len());
+        heading[..8].copy_from_slice(&self.sequence.to_le_bytes());
+        heading[8..16].copy_from_slice(&self.wall_ns.to_le_bytes());
+        heading[16..20].copy_from_slice(&self.age_us.to_le_bytes());
+        heading[20..Self::LEN].copy_from_slice(&[self.encoding, u8::from(self.has_counts)]);
+        heading[Self::LEN..].copy_from_slice(meta);
+        heading
     }
 
     /// The head at the start of `bytes`, and the meta behind it.
@@ -388,6 +390,42 @@ impl Head {
         let (sequence, wall_ns, age_us) = (from.u64()?, from.u64()?, from.u32()?);
         let (encoding, has_counts) = (from.u8()?, from.flag()?);
         Ok((Self { sequence, wall_ns, age_us, encoding, has_counts }, &bytes[Self::LEN..]))
+    }
+}
+
+/// The bytes of a head and its meta. Without meta, which is usual, they take no memory elsewhere.
+#[derive(Debug)]
+pub enum Heading {
+    /// No meta.
+    Bare([u8; Head::LEN]),
+    /// Meta, or what is no head at all.
+    Other(Vec<u8>),
+}
+
+impl Heading {
+    /// So many bytes to write to.
+    pub fn zeros(len: usize) -> Self {
+        if len == Head::LEN { Self::Bare([0; Head::LEN]) } else { Self::Other(vec![0; len]) }
+    }
+}
+
+impl Deref for Heading {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Bare(bytes) => bytes,
+            Self::Other(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Heading {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Bare(bytes) => bytes,
+            Self::Other(bytes) => bytes,
+        }
     }
 }
 
