@@ -279,6 +279,59 @@ impl Mirror {
 
     // ---- what the transport does ----------------------------------------------------------------
 
+    /// A message came as a whole.
+    pub(super) fn take(&self, head_len: u32, bytes: &[u8]) -> Result<Taken, NoPlace> {
+        if self.publish_at_once(head_len as usize, bytes) {
+            return Ok(Taken::Now);
+        }
+        let mut message = self.open(head_len, bytes.len() as u64 - u64::from(head_len))?;
+        message.write(0, bytes);
+        Ok(self.deliver(message))
+    }
+
+    /// Publishes a message in the usual case: nothing waits before it, there is memory, and nobody makes it wait.
+    /// Else nothing happened.
+    fn publish_at_once(&self, head_len: usize, bytes: &[u8]) -> bool {
+        let (head, body) = bytes.split_at(head_len);
+        let Ok((head, meta)) = Head::decode(head) else { return false };
+        let core = &self.core;
+        let mut state = self.state.lock();
+        if head.has_counts || !state.waiting.is_empty() {
+            return false;
+        }
+        let mut outbox = core.state.lock();
+        if outbox.closed || !self.may_come(&head, &outbox) || outbox.open_links().next().is_none() {
+            return false;
+        }
+        let Some(size) = slot_bytes(meta.len(), body.len()) else { return false };
+        let Some((slot, at)) = outbox.pool.loan_free(size) else { return false };
+        let place = Place::Slot(slot, at);
+        let now_ns = core.clock_for(&outbox);
+        let is_free = outbox.find_blocked(core, &place, now_ns).is_none();
+        if is_free {
+            place.write(meta.len(), 0, body);
+            let filled = Filled::of(&head, &place, body.len(), meta);
+            self.commit(&mut state, &mut outbox, &head, &filled, now_ns);
+        }
+        outbox.pool.unhold(slot);
+        drop(outbox);
+        if is_free {
+            self.on_settled(&mut state);
+        }
+        is_free
+    }
+
+    /// A message was published.
+    fn on_settled(&self, state: &mut State) {
+        state.settled += 1;
+        self.open_if_due(state);
+    }
+
+    /// Whether a message with this head may come now.
+    fn may_come(&self, head: &Head, outbox: &Outbox) -> bool {
+        head.sequence <= SEQUENCE_MAX && (!self.spec.ordered || head.sequence >= outbox.sequence)
+    }
+
     /// A message begins: where to put it.
     pub(super) fn open(&self, head_len: u32, body_len: u64) -> Result<Arriving, NoPlace> {
         let mut state = self.state.lock();
@@ -293,8 +346,7 @@ impl Mirror {
             self.count_skipped(&mut state, 1, 0);
             return Err(NoPlace);
         };
-        outbox.collect();
-        let place = match outbox.pool.loan(bytes) {
+        let place = match outbox.loan(bytes) {
             Ok((slot, at)) => Place::Slot(slot, at),
             // Its bytes were reserved: it is kept aside until there is a slot.
             Err(_) => Place::Nowhere(vec![0; len]),
@@ -316,8 +368,7 @@ impl Mirror {
             if state.waiting.is_empty() { self.publish(&mut state, message) } else { Some(message) };
         match message {
             None => {
-                state.settled += 1;
-                self.open_if_due(&mut state);
+                self.on_settled(&mut state);
                 Taken::Now
             }
             Some(message) => {
@@ -344,8 +395,7 @@ impl Mirror {
                 return (gone, true);
             }
             gone.push(len);
-            state.settled += 1;
-            self.open_if_due(&mut state);
+            self.on_settled(&mut state);
         }
         self.announce();
         self.end_if_due(&mut state);
@@ -410,14 +460,14 @@ impl Mirror {
         if outbox.closed {
             return None;
         }
-        if head.sequence > SEQUENCE_MAX || self.spec.ordered && head.sequence < outbox.sequence {
+        if !self.may_come(&head, &outbox) {
             let (came, due) = (head.sequence, outbox.sequence);
             self.pair.break_off(format!("sample {came} came when {due} was due"));
             return None;
         }
         let counts = if head.has_counts { message.counts() } else { None };
         let len = message.body_len - if counts.is_some() { Head::COUNTS_LEN } else { 0 };
-        let now_ns = monotonic_ns();
+        let now_ns = core.clock_for(&outbox);
         let has_audience = outbox.open_links().next().is_some();
         if let (Place::Nowhere(bytes), true) = (&message.place, has_audience) {
             // With the counts behind it, which are looked at again if it has to wait.
@@ -444,23 +494,28 @@ impl Mirror {
             if asked.replace(blocked.subscriber) == Some(blocked.subscriber) {
                 return Some(message);
             }
+            let now_ns = monotonic_ns();
             let since_ns = *state.since_ns.get_or_insert(now_ns);
             core.ask_one(&mut outbox, &blocked, message.len() >= LARGE || is_long(since_ns, now_ns));
         }
         if let Some(counts) = counts {
             self.on_counts(state, &mut outbox, counts);
         }
+        let filled = Filled::of(&head, &message.place, len, &meta);
+        self.commit(state, &mut outbox, &head, &filled, now_ns);
+        None
+    }
+
+    /// Gives a message that is ready to everyone. At `now_ns`, or zero where nobody asks how old it is.
+    fn commit(&self, state: &mut State, outbox: &mut Outbox, head: &Head, filled: &Filled<'_>, now_ns: u64) {
         (state.since_ns, state.is_short) = (None, false);
         let next = outbox.sequence;
         outbox.sequence = head.sequence;
-        let born = now_ns.saturating_sub(u64::from(head.age_us) * 1000).max(1);
-        let (encoding, wall_ns) = (u32::from(head.encoding), head.wall_ns);
-        let filled = Filled { place: &message.place, len, encoding, meta: &meta, wall_ns };
-        outbox.commit(core, &filled, born);
+        let born = now_ns.saturating_sub(u64::from(head.age_us) * 1000).max(now_ns.min(1));
+        outbox.commit(&self.core, filled, born);
         // Over an unordered stream an older one may come later.
         outbox.sequence = outbox.sequence.max(next);
-        core.ask_no_more(&outbox);
-        None
+        self.core.ask_no_more(outbox);
     }
 
     /// Whether memory comes back that another mirror has, and somebody must not miss what needs it.
@@ -496,6 +551,13 @@ impl Member {
         let mut own = *dropped;
         own.iter_mut().zip(&self.theirs).for_each(|(count, theirs)| *count = count.saturating_sub(*theirs));
         Fate { delivered, dropped: own, lost }
+    }
+}
+
+impl<'a> Filled<'a> {
+    /// What came with `head`.
+    fn of(head: &Head, place: &'a Place, len: usize, meta: &'a [u8]) -> Self {
+        Self { place, len, encoding: u32::from(head.encoding), meta, wall_ns: head.wall_ns }
     }
 }
 

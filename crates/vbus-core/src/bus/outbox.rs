@@ -20,9 +20,13 @@ use crate::base::atomics::{Ordering, fence};
 use crate::base::budget::Budget;
 use crate::base::id::Id;
 use crate::shm::layout::{Cause, Dropped, Slot, SlotHeader};
-use crate::shm::pool::{LinkIndex, Pool};
+use crate::shm::pool::{LinkIndex, Pool, Shortage};
 use crate::shm::ring::{Broken, SlotRef};
 use crate::wire::control::Message;
+
+/// From this size on, the slots that came back are collected before each loan, so that the one that is
+/// still in cache is used again.
+const LARGE: usize = 32 << 10;
 
 pub(super) struct Outbox {
     pub(super) pool: Pool,
@@ -104,6 +108,18 @@ impl Outbox {
     /// Subscribers that get what is published now.
     pub(super) fn subscribers(&self) -> usize {
         self.open_links().map(|(_, link)| link.subscribers()).sum()
+    }
+
+    /// Loans a slot of at least `bytes`, of those that came back if one is free.
+    pub(super) fn loan(&mut self, bytes: usize) -> Result<(SlotRef, Slot), Shortage> {
+        if bytes >= LARGE {
+            self.collect();
+        }
+        if let Some(loan) = self.pool.loan_free(bytes) {
+            return Ok(loan);
+        }
+        self.collect();
+        self.pool.loan(bytes)
     }
 
     /// Takes back the slots that subscribers are done with.

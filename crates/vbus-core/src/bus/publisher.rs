@@ -25,10 +25,6 @@ use crate::shm::pool::{LinkIndex, Shortage};
 use crate::wire::control::Message;
 use crate::wire::far::Far;
 
-/// From this size on, the slots that came back are collected before each loan, so that the one that is
-/// still in cache is used again.
-const LARGE: usize = 32 << 10;
-
 /// A publisher: the owner closes it by dropping it.
 pub struct Publisher {
     pub(super) core: Arc<PublisherCore>,
@@ -323,7 +319,7 @@ impl PublisherCore {
     }
 
     /// The time that the slot carries, where a lifespan needs it.
-    fn clock_for(&self, state: &Outbox) -> u64 {
+    pub(super) fn clock_for(&self, state: &Outbox) -> u64 {
         // History may meet a lifespan later.
         let needed = self.offer.lifespan.is_some()
             || self.offer.history > 0
@@ -375,15 +371,8 @@ impl PublisherCore {
         let bytes = slot_bytes(meta, len)
             .filter(|&bytes| bytes as u64 <= limit)
             .ok_or(PublishError::TooLargeForNode { len: len as u64, limit })?;
-        if bytes >= LARGE {
-            state.collect();
-        }
-        if let Some((slot, at)) = state.pool.loan_free(bytes) {
-            return Ok(Ok(Place::Slot(slot, at)));
-        }
-        state.collect();
         loop {
-            let shortage = match state.pool.loan(bytes) {
+            let shortage = match state.loan(bytes) {
                 Ok((slot, at)) => return Ok(Ok(Place::Slot(slot, at))),
                 Err(shortage) => shortage,
             };

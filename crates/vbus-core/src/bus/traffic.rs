@@ -302,6 +302,27 @@ impl Application for Traffic {
         taken
     }
 
+    fn take(
+        &mut self,
+        connection: Connection,
+        stream: StreamId,
+        _number: u64,
+        head_len: u32,
+        bytes: &[u8],
+    ) -> Result<Taken, NoPlace> {
+        let key = (connection, stream);
+        self.promises.on_used(key, bytes.len() as u64);
+        self.deliveries = true;
+        let taken = self.mirror(key).ok_or(NoPlace)?.take(head_len, bytes)?;
+        if bytes.len() as u64 >= LARGE {
+            self.pause_filling();
+        }
+        if taken == Taken::Later {
+            self.waiting.insert(key);
+        }
+        Ok(taken)
+    }
+
     fn skipped(&mut self, connection: Connection, stream: StreamId, _number: u64, count: u64) {
         self.deliveries = true;
         if let Some(mirror) = self.incoming.get(&(connection, stream)) {

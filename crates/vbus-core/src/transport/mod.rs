@@ -200,6 +200,21 @@ pub trait Application {
         number: u64,
         message: Self::Incoming,
     ) -> Taken;
+    /// A message of an accepted stream came as a whole, in its turn: `bytes` are its head and body. The same as
+    /// [`Self::open`], a write of all and [`Self::deliver`], for those who can do it at once.
+    fn take(
+        &mut self,
+        connection: Connection,
+        stream: StreamId,
+        number: u64,
+        head_len: u32,
+        bytes: &[u8],
+    ) -> Result<Taken, NoPlace> {
+        let body_len = bytes.len() as u64 - u64::from(head_len);
+        let mut message = self.open(connection, stream, number, head_len, body_len)?;
+        message.write(0, bytes);
+        Ok(self.deliver(connection, stream, number, message))
+    }
     /// `count` messages from `number` on will not come. Over an ordered stream in the order of the numbers.
     fn skipped(&mut self, connection: Connection, stream: StreamId, number: u64, count: u64);
     /// An accepted stream of the peer had its last message, and is gone.

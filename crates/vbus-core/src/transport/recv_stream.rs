@@ -18,6 +18,8 @@ pub(super) trait Door {
     type Place: Incoming;
     fn open(&mut self, number: u64, head_len: u32, body_len: u64) -> Result<Place<Self::Place>, NoPlace>;
     fn deliver(&mut self, number: u64, message: Place<Self::Place>) -> Taken;
+    /// A message that came as a whole, in its turn.
+    fn take(&mut self, number: u64, size: Size, bytes: &[u8]) -> Result<Taken, NoPlace>;
     fn skipped(&mut self, number: u64, count: u64);
     fn reserve(&mut self, bytes: u64, purpose: Purpose) -> Reserved;
     /// Never to be taken.
@@ -192,12 +194,8 @@ impl<I: Incoming> RecvStream<I> {
             self.granting.consume(cost(total))?;
             self.base += 1;
             self.base_cost += cost(total);
-            match door.open(message.number, size.head, size.body) {
-                Ok(mut place) => {
-                    place.write(0, message.bytes);
-                    let taken = door.deliver(message.number, place);
-                    self.on_taken(taken, cost(total));
-                }
+            match door.take(message.number, size, message.bytes) {
+                Ok(taken) => self.on_taken(taken, cost(total)),
                 Err(NoPlace) => {
                     door.refuse(message.number, total);
                     self.granting.release(cost(total));

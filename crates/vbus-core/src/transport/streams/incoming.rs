@@ -31,6 +31,10 @@ impl<A: Application> Door for AppDoor<'_, A> {
         }
     }
 
+    fn take(&mut self, number: u64, size: Size, bytes: &[u8]) -> Result<Taken, NoPlace> {
+        self.app.take(self.desk.connection, self.stream, number, size.head, bytes)
+    }
+
     fn skipped(&mut self, number: u64, count: u64) {
         self.app.skipped(self.desk.connection, self.stream, number, count);
     }
@@ -72,6 +76,11 @@ impl Door for ControlDoor<'_> {
         let Place::Own(bytes) = message;
         self.arrived.push_back(bytes);
         Taken::Later
+    }
+
+    fn take(&mut self, _: u64, _: Size, bytes: &[u8]) -> Result<Taken, NoPlace> {
+        self.arrived.push_back(bytes.to_vec());
+        Ok(Taken::Later)
     }
 
     fn skipped(&mut self, _: u64, _: u64) {}
