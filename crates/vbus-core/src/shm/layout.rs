@@ -187,9 +187,11 @@ impl LinkSize {
     /// Cells that a ring may have.
     pub const CELLS_MAX: u32 = 1 << 21;
 
-    /// Room for `entries` that wait, and as many slots on their way back.
+    /// Room for `entries` that wait, and as many slots on their way back. There is a line of cells more, so that
+    /// even when all wait, the cells that one side writes and those that the other takes lie in different lines.
     pub fn for_entries(entries: u32) -> Self {
-        let capacity = entries.clamp(2, Self::CELLS_MAX).next_power_of_two();
+        let cells = entries.saturating_add((LINE / size_of::<u64>()) as u32);
+        let capacity = cells.clamp(2, Self::CELLS_MAX).next_power_of_two();
         Self { capacity, returns: capacity.max(128) }
     }
 
@@ -386,7 +388,10 @@ mod tests {
         fn only_sane_links_have_memory(capacity: u32, returns: u32, entries: u32) {
             let size = LinkSize { capacity, returns };
             prop_assert!(!size.is_sane() || (capacity.is_power_of_two() && returns.is_power_of_two()));
-            prop_assert!(LinkSize::for_entries(entries).is_sane());
+            let made = LinkSize::for_entries(entries);
+            prop_assert!(made.is_sane());
+            let a_line = (LINE / size_of::<u64>()) as u32;
+            prop_assert!(made.capacity - entries.min(LinkSize::CELLS_MAX) >= a_line || made.capacity == LinkSize::CELLS_MAX);
         }
     }
 
