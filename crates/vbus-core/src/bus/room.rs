@@ -25,6 +25,8 @@ use crate::wire::control::Message;
 
 /// How often a publisher looks for what no bell tells it, while it waits.
 const POLL: Duration = Duration::from_millis(20);
+/// A publisher that looks for room goes on when this part of the places is free.
+const AMPLE: u64 = 8;
 /// A publish that waited this long tells so.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
@@ -63,9 +65,10 @@ impl Publisher {
             return false;
         }
         let found = spin::look(time, true, || {
-            core.state.try_lock().is_none_or(|mut state| core.has_room(&mut state, blocked))
+            core.state.try_lock().is_none_or(|mut state| core.has_ample_room(&mut state, blocked))
         });
         let mut state = core.state.lock();
+        let found = found || core.has_room(&mut state, blocked);
         if found {
             state.spin.succeeded()
         } else {
@@ -235,6 +238,19 @@ impl PublisherCore {
             }
             _ => true,
         }
+    }
+
+    /// Whether there is room for more than a few samples: whoever looks anyway, and takes each place as it comes
+    /// free, makes the subscriber wait for the lines that both look at, with each sample.
+    fn has_ample_room(&self, state: &mut Outbox, blocked: &Blocked) -> bool {
+        if !self.has_room(state, blocked) {
+            return false;
+        }
+        let Some(link) = state.links[blocked.link].as_mut().filter(|_| !blocked.why.is_memory()) else {
+            return true;
+        };
+        let depth = u64::from(link.agreed.depth);
+        link.ring.observe(link.memory.forward()).is_err() || link.counted() + depth / AMPLE <= depth
     }
 
     fn sleep_for_room(
