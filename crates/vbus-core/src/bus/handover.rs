@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::events::Event;
+use super::forward::FarLink;
 use super::interest;
 use super::mirror::Mirror;
 use super::node::NodeCore;
@@ -110,13 +111,23 @@ impl State {
     }
 
     /// Whether a link in memory has to wait, because its subscriber is about to take part over the network.
-    pub(super) fn puts_off(&mut self, peer: Id, publisher: &Arc<PublisherCore>, subscriber: Id) -> bool {
-        let Some(former) = self.former.get_mut(&peer) else { return false };
-        let waits = publisher.is_joining(peer, subscriber);
-        if waits {
-            former.put_off.push((Arc::clone(publisher), subscriber));
+    pub(super) fn puts_off(
+        &mut self,
+        core: &NodeCore,
+        peer: Id,
+        publisher: &Arc<PublisherCore>,
+        subscriber: Id,
+    ) -> bool {
+        let (Some(former), Some(net)) = (self.former.get_mut(&peer), &core.net) else { return false };
+        let Some(far) = publisher.joining(peer, subscriber) else { return false };
+        if far.stream().is_none() {
+            // It waits for a stream, and nothing went that way so far.
+            publisher.lose_far(&far, &former.neighbour.pair);
+            net.remove_link(&far);
+            return false;
         }
-        waits
+        former.put_off.push((Arc::clone(publisher), subscriber));
+        true
     }
 }
 
@@ -212,11 +223,13 @@ pub(super) fn end_former(core: &Arc<NodeCore>, state: &mut State, peer: Id) {
 }
 
 impl PublisherCore {
-    /// Whether a subscriber is to take part in what goes over the network to a peer, and does not yet.
-    fn is_joining(&self, peer: Id, subscriber: Id) -> bool {
+    /// The link over the network to a peer in which a subscriber is to take part, and does not yet.
+    fn joining(&self, peer: Id, subscriber: Id) -> Option<Arc<FarLink>> {
         let state = self.state.lock();
-        let far = state.links.iter().flatten().filter(|link| link.is_far_to(peer));
-        far.flat_map(|link| &link.far).any(|its| its.id() == subscriber && !its.has_joined())
+        let is_joining =
+            |far: &&OutLink| far.far.iter().any(|its| its.id() == subscriber && !its.has_joined());
+        let mut far = state.links.iter().flatten().filter(|link| link.is_far_to(peer));
+        far.find(is_joining)?.far_link().cloned()
     }
 
     /// Opens the links at which the subscribers' nodes are ready: at once, or, where the subscriber takes part over

@@ -155,7 +155,7 @@ pub(super) fn link_to_neighbour(
 ) {
     let Some(pair) = state.neighbours.get(&peer).map(|neighbour| Arc::clone(&neighbour.pair)) else { return };
     let wish = Wish::of_announced(announced);
-    if state.puts_off(peer, publisher, wish.id) {
+    if state.puts_off(core, peer, publisher, wish.id) {
         return;
     }
     let Some(agreed) = agree(core, state, publisher, &wish, Some(&pair)) else { return };
