@@ -128,8 +128,9 @@ class Node:
         """(peer id or address, topic or None, path, verdict, reason, remedy)."""
     def survey_dict(self) -> dict[str, int] | None:
         """How things stand on the network; None without one. `connections` with peers; `buffers_asked`,
-        `receive_buffer`, `send_buffer` bytes (the kernel counts twice what it is asked for); `uncut` batches that it
-        refused to cut; `received` datagrams, `forged` that did not open, `malformed` that are no packets."""
+        `receive_buffer`, `send_buffer` bytes (the kernel counts twice what it is asked for); `uncut` batches
+        that it refused to cut; `received` datagrams, `forged` that did not open, `malformed` that are no
+        packets."""
     def directory_tuples(self) -> list[tuple[str, str | None]]:
         """The meeting directories that were to be used: (path, why it cannot be, or None)."""
     def watch(self, endpoints: bool = False) -> Watch:

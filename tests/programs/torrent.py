@@ -1,4 +1,4 @@
-"""A torrent of numbered samples, and what a receiver makes of one: each is the next, or says what is missing."""
+"""A torrent of numbered samples, and who looks at each: it is the next, or says what is missing."""
 
 import threading
 import time
@@ -54,7 +54,9 @@ class Receiver:
             self.mistakes.append(f"{sample.sequence} came twice")
         self.seen.add(sample.sequence)
         if self.ordered and sample.sequence != self.next + sample.lost:
-            self.mistakes.append(f"{sample.sequence} with {sample.lost} lost, after {self.next}, by {sample.via}")
+            self.mistakes.append(
+                f"{sample.sequence} with {sample.lost} lost, after {self.next}, by {sample.via}"
+            )
         if sample.via == "udp" and self.counts["shm"] and not self.may_go_back:
             self.mistakes.append(f"{sample.sequence} came late, by the old path")
         self.lost += sample.lost
