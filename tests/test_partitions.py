@@ -20,6 +20,11 @@ AT_ONCE = 100
 class Story:
     """A publisher on one host, a subscriber on another, and what happens between them."""
 
+    depth = 100_000
+    """The subscriber's."""
+    takes = "before"
+    """When it takes what came first: "before" the partition, once that is "healed", or "behind" more."""
+
     def __init__(self, start, switch, number):
         self.switch = switch
         self.number = number
@@ -44,7 +49,7 @@ class Story:
         for host, settings in zip((self.right, self.left), self.settings()[::-1]):
             host.open_node(**{"listen": "0.0.0.0:7000", "domain": str(self.number), **settings})
             host.do("count = 0")
-        self.right.do("subscriber = node.subscriber('t', int, depth=100_000)")
+        self.right.do(f"subscriber = node.subscriber('t', int, depth={self.depth})")
         self.left.do("publisher = node.publisher('t', int, depth=100_000, history=50)")
         assert self.left.ask("publisher.wait_for_subscribers(1, 20)"), self.name
 
@@ -55,6 +60,9 @@ class Story:
         """The next samples, as (value, lost)."""
         self.right.do(f"got = [subscriber.receive(30) for _ in range({len(numbers)})]")
         assert self.right.ask("[(it.value, it.lost) for it in got]") == list(numbers), self.name
+
+    def takes_what_was_before(self):
+        self.receives(*((number, 0) for number in range(AT_ONCE)))
 
     def receives_until(self, last):
         """Samples until this one, in order, and each with what is missing before it: how many."""
@@ -170,6 +178,19 @@ class PublisherSleeps(Story):
         self.left.program.go_on()
 
 
+class Behind(Dialled):
+    """the subscriber has room for a few, and takes nothing until they are peers again"""
+
+    depth = 8
+    takes = "healed"
+
+
+class FurtherBehind(Behind):
+    """the subscriber has room for a few, and takes nothing until there is more again"""
+
+    takes = "behind"
+
+
 STORIES = [
     Dialled,
     Dialling,
@@ -180,6 +201,8 @@ STORIES = [
     BothMove,
     SubscriberSleeps,
     PublisherSleeps,
+    Behind,
+    FurtherBehind,
 ]
 
 
@@ -189,7 +212,10 @@ def told(start, switch, seconds):
     for story in stories:
         story.begin()
         story.publish()
-        story.receives(*((number, 0) for number in range(AT_ONCE)))
+        if story.takes == "before":
+            story.takes_what_was_before()
+        else:
+            assert story.left.ask("publisher.flush(20)"), story.name
     for story in stories:
         story.part()
         story.publish()
@@ -205,6 +231,8 @@ def test_a_partition_of_ten_seconds_heals_by_itself_and_nothing_is_lost(start, s
         sleeps = isinstance(story, PublisherSleeps)
         story.publish()
         count = AT_ONCE * (2 if sleeps else 3)
+        if story.takes != "before":
+            story.takes_what_was_before()
         story.receives(*((number, 0) for number in range(AT_ONCE, count)))
         print(story.name, time.monotonic() - story.healed)
         assert story.left.ask("publisher.flush(20)"), story.name
@@ -224,8 +252,15 @@ def test_a_partition_beyond_the_kept_time_heals_by_itself_and_the_counts_are_rig
         story.left.until("publisher.subscribers == 1")
         print(story.name, time.monotonic() - story.healed)
     for story in stories:
+        if story.takes == "healed":
+            story.takes_what_was_before()
         story.publish()
-        assert story.receives_until(story.left.ask("count - 1")) >= AT_ONCE, story.name
+        if story.takes == "behind":
+            story.takes_what_was_before()
+        last = story.left.ask("count")
+        assert story.receives_until(last - 1) >= AT_ONCE, story.name
+        story.publish()
+        story.receives(*((number, 0) for number in range(last, last + AT_ONCE)))
         assert story.left.ask("publisher.flush(20)"), story.name
         for host, its in ((story.left, "publisher"), (story.right, "subscriber")):
             assert host.ask(f"conserved({its})") == [], story.name

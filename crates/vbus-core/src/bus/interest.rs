@@ -122,7 +122,7 @@ fn link_agreed(
     let path = ReturnPath::new(memory.clone(), Arc::new(()));
     path.set_space_bell(Arc::clone(publisher.local_bell()));
     subscriber.remember_path(number, &path);
-    let table = subscriber.local_table(publisher.id);
+    let table = subscriber.local_table(number);
     let words = memory.clone();
     let opened = add_entry(core, None, subscriber, |group, bit| NewEntry {
         link: InLink::new(memory, path, table),

@@ -183,7 +183,7 @@ impl PublisherCore {
         }
         for link in state.links.iter_mut().flatten() {
             match (&link.local, &link.pair) {
-                (Some(local), _) => local.end_link(self.id),
+                (Some(local), _) => local.end_link(link.number),
                 (None, Some(pair)) => {
                     pair.send(&Message::LinkEnded(link.number), &[]);
                 }

@@ -95,25 +95,25 @@ pub(super) enum Reader {
 
 impl Reader {
     /// There is a segment in which samples will lie.
-    pub(super) fn show_segment(&self, publisher: Id, view: &SegmentView) {
+    pub(super) fn show_segment(&self, link: LinkNumber, view: &SegmentView) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.show_segment(publisher, view),
+            Self::Subscriber(subscriber) => subscriber.show_segment(link, view),
             Self::Driver(far) => far.show_segment(view),
         }
     }
 
     /// It was given up.
-    pub(super) fn hide_segment(&self, publisher: Id, number: u32) {
+    pub(super) fn hide_segment(&self, link: LinkNumber, number: u32) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.hide_segment(publisher, number),
+            Self::Subscriber(subscriber) => subscriber.hide_segment(link, number),
             Self::Driver(far) => far.hide_segment(number),
         }
     }
 
     /// The link is at an end, with everything that lay in its segments.
-    pub(super) fn forget_publisher(&self, publisher: Id) {
+    pub(super) fn forget_link(&self, link: LinkNumber) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.forget_publisher(publisher),
+            Self::Subscriber(subscriber) => subscriber.forget_link(link),
             // Its segments go with the link.
             Self::Driver(_) => {}
         }
@@ -128,9 +128,9 @@ impl Reader {
     }
 
     /// The publisher closed; what waits can still be read.
-    pub(super) fn end_link(&self, publisher: Id) {
+    pub(super) fn end_link(&self, link: LinkNumber) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.end_link(publisher),
+            Self::Subscriber(subscriber) => subscriber.end_link(link),
             Self::Driver(far) => far.end(),
         }
     }
@@ -254,7 +254,7 @@ impl OutLink {
     pub(super) fn show(&mut self, publisher: Id, view: &SegmentView) -> bool {
         let shown = match (&self.local, &self.pair) {
             (Some(reader), _) => {
-                reader.show_segment(publisher, view);
+                reader.show_segment(self.number, view);
                 true
             }
             (None, Some(pair)) => {

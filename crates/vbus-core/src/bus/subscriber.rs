@@ -159,8 +159,9 @@ pub(crate) struct SubscriberCore {
     /// Not zero while a nudge was not seen.
     nudged: AtomicU32,
     changed: News,
-    /// Segments of publishers of the same node.
-    local_tables: Mutex<HashMap<Id, Arc<SegmentTable>>>,
+    /// Segments behind the links of the same node. Each has its own: of a far publisher there can be two mirrors, whose
+    /// segments have the same numbers.
+    local_tables: Mutex<HashMap<LinkNumber, Arc<SegmentTable>>>,
     /// Every way back that may still be used.
     paths: Mutex<Vec<(LinkNumber, Weak<ReturnPath>)>>,
     born: fork::Generation,
@@ -491,32 +492,34 @@ impl SubscriberCore {
         found.filter_map(|(_, path)| path.upgrade()).for_each(|path| path.flush_overflow());
     }
 
-    /// The segments of a publisher of the same node.
-    pub(super) fn local_table(&self, publisher: Id) -> Arc<SegmentTable> {
-        Arc::clone(self.local_tables.lock().entry(publisher).or_default())
+    /// The segments behind a link of the same node.
+    pub(super) fn local_table(&self, link: LinkNumber) -> Arc<SegmentTable> {
+        Arc::clone(self.local_tables.lock().entry(link).or_default())
     }
 
-    /// A publisher of the same node has a new segment.
-    pub(super) fn show_segment(&self, publisher: Id, view: &SegmentView) {
+    /// The publisher of a link of the same node has a new segment.
+    pub(super) fn show_segment(&self, link: LinkNumber, view: &SegmentView) {
         let segment = ReadSegment { mapping: Arc::clone(&view.mapping), stride: view.stride };
-        self.local_table(publisher).insert(view.number, segment);
+        self.local_table(link).insert(view.number, segment);
     }
 
-    /// A publisher of the same node gave a segment up.
-    pub(super) fn hide_segment(&self, publisher: Id, number: u32) {
-        self.local_table(publisher).remove(number);
+    /// The publisher of a link of the same node gave a segment up.
+    pub(super) fn hide_segment(&self, link: LinkNumber, number: u32) {
+        if let Some(table) = self.local_tables.lock().get(&link) {
+            table.remove(number);
+        }
     }
 
-    /// Nothing comes from a publisher of the same node any more; what was taken stays.
-    pub(super) fn forget_publisher(&self, publisher: Id) {
-        self.local_tables.lock().remove(&publisher);
+    /// Nothing comes by a link of the same node any more; what was taken stays.
+    pub(super) fn forget_link(&self, link: LinkNumber) {
+        self.local_tables.lock().remove(&link);
     }
 
-    /// A publisher of the same node closed.
-    pub(super) fn end_link(&self, publisher: Id) {
-        self.inbox.lock().end(Ending::Closed, |its, _, pair| its == publisher && pair.is_none());
+    /// The publisher of a link of the same node closed.
+    pub(super) fn end_link(&self, link: LinkNumber) {
+        self.inbox.lock().end(Ending::Closed, |_, number, pair| number == link && pair.is_none());
         // The link keeps the table while samples wait there.
-        self.local_tables.lock().remove(&publisher);
+        self.forget_link(link);
         self.stir();
     }
 
