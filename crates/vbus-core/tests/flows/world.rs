@@ -57,7 +57,7 @@ pub(super) fn bdp(mbit: f64, rtt_ms: f64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Habit {
     pub(super) controller: ControllerKind,
-    /// Acknowledges every second packet and does not pace.
+    /// Acknowledges every second packet, and sends in batches that acknowledgements let go.
     pub(super) like_tcp: bool,
     pub(super) starts: f64,
     /// Packets in all; without, it sends as long as the world goes on.
@@ -257,9 +257,10 @@ impl World {
             let mut room = match (flow.recovery.permit(now), flow.habit.like_tcp) {
                 _ if probes > 0 => u64::from(DATAGRAM),
                 (Permit::Window, _) => break None,
-                (Permit::Bytes(_) | Permit::At(_), true) => {
-                    flow.recovery.window().saturating_sub(flow.recovery.in_flight())
-                }
+                (Permit::Bytes(_) | Permit::At(_), true) => match flow.offloaded() {
+                    0 => break None,
+                    room => room,
+                },
                 (Permit::Bytes(bytes), false) => bytes,
                 (Permit::At(when), false) => break Some(when),
             };
@@ -371,7 +372,24 @@ impl World {
     }
 }
 
+/// What Linux hands to a device at once: what comes in so much time (2^20 ns) at a fifth more than a window in a round
+/// trip, or at two windows in slow start; at least two packets, and at most so many.
+const OFFLOAD: (Duration, u64) = (Duration::from_nanos(1 << 20), 44);
+
 impl Flow {
+    /// Bytes that leave now as Linux has it: it waits until what the window lets go is worth a call of the device.
+    fn offloaded(&self) -> u64 {
+        let recovery = &self.recovery;
+        let faster = if recovery.controller().get().in_slow_start() { 2.0 } else { 1.2 };
+        let rate = recovery.window() as f64 / recovery.rtt().smoothed().as_secs_f64() * faster;
+        let packets = (rate * OFFLOAD.0.as_secs_f64()) as u64 / u64::from(DATAGRAM);
+        let batch = packets.clamp(2, OFFLOAD.1) * u64::from(DATAGRAM);
+        // But never for longer than for a third of the window.
+        let worth = batch.min(recovery.window() / 3);
+        let room = recovery.window().saturating_sub(recovery.in_flight());
+        if room >= worth { room } else { 0 }
+    }
+
     /// Packets that arrived between two seconds, in Mbit/s on the link.
     pub(super) fn mbit(&self, from: f64, to: f64) -> f64 {
         let tenths = self.tenths.iter().skip((from * 10.0) as usize).take(((to - from) * 10.0) as usize);

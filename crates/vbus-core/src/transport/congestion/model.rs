@@ -45,7 +45,7 @@ const USED: f64 = 0.5;
 const LEFT: (Duration, u64) = (Duration::from_micros(500), 2);
 /// The part of the content by which it is drained at most in two rounds.
 const MOST_DRAINED: f64 = 0.3;
-/// So many rounds after the start what it put on its way still comes back.
+/// So many rounds after the start, or a look, what it put on its way still comes back.
 const FRESH: u64 = 4;
 /// So many rounds we give way before a queue is somebody else's, but not below this part of the window.
 const PATIENCE: (u64, f64) = (12, 0.6);
@@ -54,11 +54,15 @@ const PATIENCE: (u64, f64) = (12, 0.6);
 const GROWN: (u64, f64) = (8, 1.15);
 /// No sooner than this: machines sleep as long.
 const PATIENCE_TIME: Duration = Duration::from_millis(100);
-/// How a contested path is shared.
-const CONTESTED: Shape = Shape { beta: 0.75, c: 1.0, reno: 0.8 };
+/// How a contested path is shared: by CUBIC's rules, so that who is cut as often has as much, but along a steeper
+/// curve, as we begin far below in a queue that is full already.
+const CONTESTED: Shape = Shape { c: 1.0, ..Shape::STANDARD };
 /// A look at a contested path: how far below the path's content, and how often at first and at last.
 const LOOK: f64 = 0.9;
 const LOOK_AFTER: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(40));
+/// A look that finds no queue may only have come just after the other was cut. It was a mistake if, within this time,
+/// we come to have less than this part of what we had: whoever is alone loses nothing by giving way.
+const TRIAL: (Duration, f64) = (Duration::from_secs(8), 0.75);
 /// A contested path is free when of about so many rounds less than this part had a queue, after this time.
 const FREE: (f64, f64, Duration) = (48.0, 0.55, Duration::from_secs(1));
 /// Loss above the weather that is congestion although no queue is seen.
@@ -106,6 +110,16 @@ struct GivingWay {
     last: u64,
     /// The queue then, as part of the path's content; at most 1.
     excess: f64,
+}
+
+/// A look found the path free: whether that is so is seen by what becomes of our share.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    since: Time,
+    /// In rounds. The first show what the look did.
+    round: u64,
+    /// Bytes a second that we had before the look.
+    share: u64,
 }
 
 /// The controller of one path.
@@ -156,6 +170,7 @@ pub struct Model {
     look_after: Duration,
     /// When the path was last found free, to see soon whether that was a mistake.
     found_free: Time,
+    trial: Option<Trial>,
 }
 
 impl Model {
@@ -192,6 +207,7 @@ impl Model {
             look_at: Time::ZERO,
             look_after: LOOK_AFTER.0,
             found_free: Time::ZERO,
+            trial: None,
         }
     }
 
@@ -238,15 +254,31 @@ impl Model {
         self.recent = self.recent.min(self.floor.rtt + self.floor.margin() / 2);
     }
 
-    /// A queue stands that is not ours: share the path, from this window on.
+    /// A queue stands that is not ours: share the path, from this window on, or with the share that a look gave up.
     fn contest(&mut self, now: Time, window: f64) {
-        let mistaken = now - self.found_free < LOOK_AFTER.0;
+        let trial = self.trial.take().filter(|trial| now - trial.since < TRIAL.0);
+        let mistaken = trial.is_some() || now - self.found_free < LOOK_AFTER.0;
         self.look_after = if mistaken { (self.look_after * 2).min(LOOK_AFTER.1) } else { LOOK_AFTER.0 };
         self.look_at = now + self.look_after;
-        self.curve = Curve::at((window / self.mss as f64).max(MIN_PACKETS as f64), CONTESTED);
+        let packets = (window / self.mss as f64).max(MIN_PACKETS as f64);
+        if trial.is_some() && self.curve.window() > packets {
+            // The climb begins anew.
+            self.curve.on_idle();
+        } else {
+            self.curve = Curve::at(packets, CONTESTED);
+        }
         self.enter(Phase::Contested, now);
         self.queued = 1.0;
         self.cut_if_due();
+    }
+
+    /// Whether what a look found free is taken from us, so that it was not.
+    fn is_taken(&self, now: Time) -> bool {
+        self.trial.is_some_and(|trial| {
+            let fresh = self.rounds.count <= trial.round + FRESH;
+            let less = (self.rounds.last.rate as f64) < trial.share as f64 * TRIAL.1;
+            !fresh && less && now - trial.since < TRIAL.0
+        })
     }
 
     fn cut_if_due(&mut self) {
@@ -313,6 +345,7 @@ impl Model {
                 self.cut_due = true;
                 self.contest(now, self.window);
             }
+            Phase::Cruise if !ack.app_limited && self.is_taken(now) => self.contest(now, self.window),
             Phase::Cruise => {
                 if self.rounds.count.is_multiple_of(BANDWIDTH_ROUNDS) {
                     self.bandwidth.turn();
@@ -463,6 +496,8 @@ impl Model {
             Phase::Look => match self.verdict(ack, self.content() * LOOK, 1) {
                 Some(true) => {
                     self.found_free = now;
+                    self.trial =
+                        Some(Trial { since: now, round: self.rounds.count, share: self.bandwidth.get() });
                     self.cruise(now);
                 }
                 Some(false) => {
@@ -563,6 +598,7 @@ impl Controller for Model {
         self.sampled = false;
         self.cut_due = false;
         self.before_cut = None;
+        self.trial = None;
         self.enter(Phase::Startup, now);
     }
 

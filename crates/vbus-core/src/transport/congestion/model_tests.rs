@@ -12,6 +12,8 @@ struct Path {
     delivered: u64,
     /// What the sender's machine puts on its way at most.
     most: u64,
+    /// The part of what we send that the path carries in time, beside another's.
+    share: f64,
 }
 
 impl Path {
@@ -21,6 +23,7 @@ impl Path {
             now: Time::ZERO + Duration::from_secs(1),
             delivered: 0,
             most: u64::MAX,
+            share: 1.0,
         }
     }
 
@@ -35,7 +38,7 @@ impl Path {
             let acked = window / 10 - lost;
             self.delivered += acked;
             let sample = RateSample {
-                bytes_per_second: (window as f64 / rtt.as_secs_f64()) as u64,
+                bytes_per_second: (window as f64 / rtt.as_secs_f64() * self.share) as u64,
                 prior_delivered,
                 in_flight_then: window.min(self.most),
                 app_limited: false,
@@ -119,6 +122,27 @@ fn a_contested_path_is_left_when_its_queue_is_gone() {
         path.round(Duration::ZERO, 0);
     }
     assert_eq!(path.model.phase(), Phase::Cruise);
+}
+
+#[test]
+fn a_look_that_came_while_another_was_low_costs_no_share() {
+    let mut path = Path::cruising();
+    for _ in 0..20 {
+        path.round(Duration::from_millis(12), 0);
+    }
+    assert_eq!(path.model.phase(), Phase::Contested);
+    let before = path.model.window();
+    while path.model.phase() == Phase::Contested {
+        path.round(Duration::from_millis(12), 0);
+    }
+    path.round(Duration::ZERO, 0);
+    assert_eq!(path.model.phase(), Phase::Cruise);
+    path.share = 0.3;
+    for _ in 0..10 {
+        path.round(Duration::ZERO, 0);
+    }
+    assert_eq!(path.model.phase(), Phase::Contested);
+    assert!(path.model.window() >= before, "{} after {before}", path.model.window());
 }
 
 #[test]
