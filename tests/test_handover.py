@@ -327,3 +327,20 @@ def test_two_that_lose_their_memory_meet_over_the_network_and_know_what_they_mis
         assert party.ask("subscriber.stats().sent") == count
         assert party.ask("subscriber.stats().lost == receiver.lost")
         assert party.ask("[it.path for it in node.peers()]") == ["udp"]
+
+
+def test_of_a_publisher_that_was_closed_and_forgotten_nothing_stays_over_the_network(parties):
+    left, right, doorman = parties
+    for here, there, topic in ((left, right, "one"), (right, left, "other")):
+        there.do(f"mine = node.subscriber({topic!r})")
+        here.do(f"gone = node.publisher({topic!r}); assert gone.wait_for_subscribers(1, 10); gone.publish(1)")
+        # It is gone before the subscriber has taken everything.
+        here.do("assert gone.flush(10); gone.close(); del gone")
+        there.do("assert mine.receive(10).value == 1")
+        there.until("mine.receive_nowait() is None and mine.publishers == 0")
+    for party in (left, right):
+        party.until("not any('vbus-link' in line for line in open('/proc/self/maps'))")
+    doorman.open()
+    for party in (left, right):
+        party.until("[peer.path for peer in node.peers()] == ['shm']")
+        party.until("node._core.survey_dict()['connections'] == 0")

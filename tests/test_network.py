@@ -216,6 +216,9 @@ def test_a_call_right_after_joining_finds_a_far_server(far, join, way):
     there.serve("double", lambda value: 2 * value, request=int, reply=int)
     for _ in range(5):
         with join("here", shm=False, listen="127.0.0.1:0", peers=[there.addresses[0]]) as here:
+            # Half a second, on a machine that is busy with other tests.
+            if way != "call_unserved":
+                here._calls().met_by += WATCHDOG
             match way:
                 case "call":
                     assert here.call("double", 21, request=int, reply=int) == 42

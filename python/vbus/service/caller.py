@@ -159,21 +159,19 @@ class CallStream(Closing, Generic[R]):
 
     def check_open(self) -> None:
         """Closed if it was left, ForkError in a child."""
-        _ = self.exchange.core.closed
-        if self.pending is None and self.request is None:
-            raise self._left_error()
+        if self.request is None:
+            self.open_call()
+        else:
+            _ = self.exchange.core.closed
 
     def open_call(self) -> Pending:
         """What it waits for, once the call has begun. Closed if it was left, ForkError in a child."""
         _ = self.exchange.core.closed
         if self.pending is None:
-            raise self._left_error()
+            error = Closed(f"the stream of {quote(self.name)} was left; call again")
+            error.topic = self.name
+            raise error
         return self.pending
-
-    def _left_error(self) -> Closed:
-        error = Closed(f"the stream of {quote(self.name)} was left; call again")
-        error.topic = self.name
-        return error
 
     def take(self, pending: Pending, over: type[StopIteration | StopAsyncIteration]) -> R:
         """The next item, which is there."""

@@ -414,7 +414,7 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
     let pair = Pair::new(peer, greeting.socket, Arc::clone(&core.wake));
     let mut neighbour = Neighbour::new(Arc::clone(&pair), token, None);
     // Memory beats the network.
-    let was_far = handover::retire(core, state, &mut neighbour);
+    let was_far = handover::retire(state, &mut neighbour);
     if state.neighbours.contains_key(&id) {
         // The other side knows that the old connection is dead before we do.
         end_neighbour(core, state, id, true);
@@ -429,6 +429,7 @@ fn become_neighbours(core: &Arc<NodeCore>, state: &mut State, token: u64) {
         pair.send(&Message::Counters { len: COUNTERS_BYTES as u64 }, &[&counters.file]);
     }
     interest::announce_all(state, &pair);
+    handover::ask_near(core, state, &pair);
     let peer = Arc::clone(&pair.peer);
     state.events.tell(if was_far {
         Event::PathChanged { peer, old: "udp", new: "shm", reason: "the two share memory" }

@@ -82,8 +82,10 @@ pub(super) fn on_far(core: &Arc<NodeCore>, state: &mut State, peer: Id, far: Far
         }
         Far::Parted { stream, subscriber, fate } => {
             let Some(link) = neighbour.far_out.get(&stream).cloned() else { return Ok(()) };
-            if let Some(owner) = link.owner() {
-                owner.on_parted(&link, subscriber, &fate);
+            match link.owner() {
+                Some(owner) => owner.on_parted(&link, subscriber, &fate),
+                // It was closed and is gone; nobody asks what became of its samples.
+                None => link.part(),
             }
             if let (true, Some(net)) = (link.is_left(), &core.net) {
                 neighbour.far_out.remove(&stream);

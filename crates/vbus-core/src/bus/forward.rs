@@ -60,6 +60,8 @@ pub(super) struct FarLink {
     lifespan_ns: AtomicU64,
     /// Not zero when nothing more will be pushed: what waits is still sent.
     ended: AtomicU32,
+    /// How many take part, or are about to: the publisher may be gone before they are.
+    members: AtomicU32,
     /// Not zero when nobody takes part any more.
     left: AtomicU32,
 }
@@ -270,6 +272,14 @@ impl FarLink {
     pub(super) fn is_idle(&self) -> bool {
         let mut reading = self.reading.lock();
         !reading.link.has_waiting() && self.path.held() == 0
+    }
+
+    /// One takes part no more. Relaxed: who parts, and who joins, does so under the lock of the node.
+    pub(super) fn part(&self) {
+        let less = |members: u32| members.checked_sub(1);
+        if self.members.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) == Ok(1) {
+            self.left.store(1, Ordering::Release);
+        }
     }
 
     /// Whether something waits to be sent.
@@ -514,7 +524,8 @@ impl PublisherCore {
                 ));
                 return Ok(());
             }
-            if link.far_link().is_some_and(|far| far.join(pair, subscriber, &agreed)) {
+            if let Some(far) = link.far_link().filter(|far| far.join(pair, subscriber, &agreed)) {
+                far.members.fetch_add(1, Ordering::Relaxed);
                 link.far.push(newcomer());
                 link.agree_again(&self.offer);
                 return Ok(());
@@ -547,6 +558,7 @@ impl PublisherCore {
             promises: AtomicU32::new(promises_of(&agreed)),
             lifespan_ns: AtomicU64::new(FOR_EVER),
             ended: AtomicU32::new(0),
+            members: AtomicU32::new(1),
             left: AtomicU32::new(0),
         });
         let added = self.add_link(NewLink {
@@ -617,21 +629,18 @@ impl PublisherCore {
         link.far.remove(place);
         link.agree_again(&self.offer);
         link.name_the_slowest();
-        let is_last = link.far.is_empty();
+        far.part();
         if let (Some(stats), true) = (stats, joined) {
             add_dropped(&mut state.ended.dropped, &stats.dropped);
             state.ended.dropped[Cause::Closed as usize] += stats.waiting;
             state.ended.lost = state.ended.lost.saturating_add(stats.lost);
         }
-        if is_last {
-            far.left.store(1, Ordering::Release);
-            if !state.closed {
-                while state.withdraw(at, Cause::Closed) {}
-                if let Some(link) = &mut state.links[at] {
-                    link.left = true;
-                }
-                state.collect_from(at);
+        if far.is_left() && !state.closed {
+            while state.withdraw(at, Cause::Closed) {}
+            if let Some(link) = &mut state.links[at] {
+                link.left = true;
             }
+            state.collect_from(at);
         }
         self.open_due(state);
         self.bell.ring();

@@ -30,6 +30,7 @@ use super::mirror::Mirror;
 use super::node::NodeCore;
 use super::out_link::OutLink;
 use super::outbox::Outbox;
+use super::pair::Pair;
 use super::parting::{end_far, tell_broken};
 use super::publisher::PublisherCore;
 use super::state::{Neighbour, State};
@@ -43,18 +44,20 @@ use crate::wire::far::Far;
 pub(super) struct Former {
     pub(super) neighbour: Neighbour,
     /// Links in memory that are made when the subscriber takes part over the network, or never will.
-    put_off: Vec<(Arc<PublisherCore>, Id)>,
+    put_off: PutOff,
     /// What it is to answer over the network behind everything else that was said there, once that is all.
     asked: Option<u32>,
-    /// The same in memory: then it knows that it shares some.
-    asked_near: u32,
+    /// The same in memory, behind all that we announce: then it knows that it shares some.
+    asked_near: Option<u32>,
 }
 
+/// By publisher and subscriber.
+type PutOff = HashMap<(Id, Id), Arc<PublisherCore>>;
 /// By peer.
 pub(super) type Formers = HashMap<Id, Former>;
 
 /// A far peer is met in memory: what it announced stays known. False: it was no far peer.
-pub(super) fn retire(core: &NodeCore, state: &mut State, near: &mut Neighbour) -> bool {
+pub(super) fn retire(state: &mut State, near: &mut Neighbour) -> bool {
     let peer = near.pair.peer.id;
     let is_far = |its: &Neighbour| its.pair.connection().is_some() && !its.left;
     if !state.neighbours.get(&peer).is_some_and(is_far) {
@@ -63,11 +66,18 @@ pub(super) fn retire(core: &NodeCore, state: &mut State, near: &mut Neighbour) -
     let Some(mut far) = state.neighbours.remove(&peer) else { return false };
     far.left = true;
     near.take_over(&far);
-    let asked_near = core.next_token();
-    near.pair.send(&Message::Sync(asked_near), &[]);
-    let former = Former { neighbour: far, put_off: Vec::new(), asked: None, asked_near };
+    let former = Former { neighbour: far, put_off: HashMap::new(), asked: None, asked_near: None };
     state.former.insert(peer, former);
     true
+}
+
+/// All was announced to it in memory.
+pub(super) fn ask_near(core: &NodeCore, state: &mut State, pair: &Pair) {
+    if let Some(former) = state.former.get_mut(&pair.peer.id) {
+        let token = core.next_token();
+        pair.send(&Message::Sync(token), &[]);
+        former.asked_near = Some(token);
+    }
 }
 
 impl State {
@@ -101,6 +111,9 @@ impl State {
         if !near.carried.remove(&gone) {
             return;
         }
+        self.mismatches.retain(|its| its.publisher != gone && its.subscriber != gone);
+        near.tables.remove(&gone);
+        near.their_doors.remove(&gone);
         if let Some(publisher) = near.publishers.remove(&gone) {
             near.forget_announced(&publisher);
             self.events.publisher_goes(&publisher.topic);
@@ -126,8 +139,15 @@ impl State {
             net.remove_link(&far);
             return false;
         }
-        former.put_off.push((Arc::clone(publisher), subscriber));
+        former.put_off.insert((publisher.id, subscriber), Arc::clone(publisher));
         true
+    }
+
+    /// A peer has a subscriber no more, of which it said so in memory.
+    pub(super) fn forget_put_off(&mut self, peer: Id, gone: Id) {
+        if let Some(former) = self.former.get_mut(&peer) {
+            former.put_off.retain(|(_, subscriber), _| *subscriber != gone);
+        }
     }
 }
 
@@ -170,12 +190,12 @@ pub(super) fn on_former(
 /// Makes the links to those who take part over the network by now, or do not any more.
 fn link_put_off(core: &Arc<NodeCore>, state: &mut State, peer: Id, which: impl Fn(Id) -> bool) {
     let Some(former) = state.former.get_mut(&peer) else { return };
-    let due: Vec<_> = former.put_off.extract_if(.., |(_, subscriber)| which(*subscriber)).collect();
+    let due = former.put_off.extract_if(|(_, subscriber), _| which(*subscriber)).collect();
     link_all(core, state, peer, due);
 }
 
-fn link_all(core: &Arc<NodeCore>, state: &mut State, peer: Id, due: Vec<(Arc<PublisherCore>, Id)>) {
-    for (publisher, subscriber) in due {
+fn link_all(core: &Arc<NodeCore>, state: &mut State, peer: Id, due: PutOff) {
+    for ((_, subscriber), publisher) in due {
         let Some(near) = state.neighbours.get(&peer).filter(|its| !its.left) else { return };
         if let Some(announced) = near.subscribers.get(&subscriber).cloned() {
             interest::link_to_neighbour(core, state, peer, &publisher, &announced);
@@ -195,7 +215,10 @@ pub(super) fn end_the_drained(core: &Arc<NodeCore>, state: &mut State) {
             over.push(*peer);
             continue;
         }
-        if is_in_use || !far.mirrors.is_empty() || !put_off.is_empty() {
+        let heard_near = asked_near
+            .is_some_and(|token| state.neighbours.get(peer).is_some_and(|near| near.synced >= token));
+        // Before it knows that it shares memory, it may still begin something here.
+        if is_in_use || !heard_near || !far.mirrors.is_empty() || !put_off.is_empty() {
             *asked = None;
             continue;
         }
@@ -204,7 +227,7 @@ pub(super) fn end_the_drained(core: &Arc<NodeCore>, state: &mut State) {
             far.pair.send(&Message::Sync(token), &[]);
             token
         });
-        if far.synced >= token && state.neighbours.get(peer).is_some_and(|near| near.synced >= *asked_near) {
+        if far.synced >= token {
             over.push(*peer);
         }
     }
@@ -238,46 +261,39 @@ impl PublisherCore {
         if state.closed {
             return;
         }
+        let waits = |link: &Option<OutLink>| link.as_ref().is_some_and(|link| link.next_door.is_some());
+        let (far, near): (Vec<_>, Vec<_>) = (0..state.links.len())
+            .filter(|&at| waits(&state.links[at]))
+            .partition(|&at| state.links[at].as_ref().is_some_and(OutLink::is_far));
+        far.into_iter().for_each(|at| self.open_at(state, at, true));
+        if near.is_empty() {
+            return;
+        }
+        let whose =
+            |at: LinkIndex| state.links[at].as_ref().map(|link| ((link.peer.id, link.subscriber), at));
+        let mut ready: HashMap<(Id, Id), LinkIndex> = near.into_iter().filter_map(whose).collect();
         for at in 0..state.links.len() {
-            let Some(link) = state.links[at].as_ref().filter(|link| link.next_door.is_some()) else {
+            let Some(far) = state.links[at].as_ref().filter(|link| link.is_far_to(link.peer.id)) else {
                 continue;
             };
-            let (peer, subscriber) = (link.peer.id, link.subscriber);
-            let takes_part = |far: &OutLink| far.far.iter().any(|its| its.id() == subscriber);
-            let mut before = state.links.iter().flatten();
-            if link.is_far() {
-                self.open_at(state, at, true);
-            } else if let Some(far) = before.find(|its| its.is_far_to(peer) && takes_part(its)) {
-                let number = far.number;
-                self.hand_over(state, peer, number);
-            } else {
-                self.open_at(state, at, true);
+            let members: Vec<_> = far.far.iter().map(|its| ready.remove(&(far.peer.id, its.id()))).collect();
+            // Who takes part goes with the others, or waits for them.
+            if let Some(places) = members.into_iter().collect::<Option<Vec<_>>>() {
+                self.hand_over(state, at, &places);
             }
         }
+        ready.into_values().for_each(|at| self.open_at(state, at, true));
     }
 
-    /// Goes on in memory with everyone behind a far link, if all are ready.
-    fn hand_over(&self, state: &mut Outbox, peer: Id, number: u32) {
-        let is_it = |link: &OutLink| link.is_far_to(peer) && link.number == number;
-        let Some(from) = state.links.iter().position(|link| link.as_ref().is_some_and(is_it)) else { return };
-        let mut ready: HashMap<Id, LinkIndex> = HashMap::new();
-        for (at, link) in state.links.iter().enumerate() {
-            if let Some(link) = link
-                && link.next_door.is_some()
-                && link.peer.id == peer
-            {
-                ready.insert(link.subscriber, at);
-            }
-        }
+    /// Goes on in memory with everyone behind a far link.
+    fn hand_over(&self, state: &mut Outbox, far: LinkIndex, places: &[LinkIndex]) {
         let sequence = state.sequence;
-        let Some(far) = &mut state.links[from] else { return };
-        let places: Option<Vec<_>> = far.far.iter().map(|its| ready.get(&its.id()).copied()).collect();
-        let Some(places) = places else { return };
+        let Some(far) = &mut state.links[far] else { return };
         far.until = Some(sequence);
         if let Some(link) = far.far_link() {
             link.end();
         }
-        places.into_iter().for_each(|at| self.open_at(state, at, false));
+        places.iter().for_each(|&at| self.open_at(state, at, false));
         // Whoever waited for room there does not any more.
         self.bell.ring();
     }

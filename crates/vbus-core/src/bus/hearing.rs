@@ -120,6 +120,7 @@ pub(super) fn on_message(
             }
             neighbour.their_doors.remove(&id);
             state.mismatches.retain(|mismatch| mismatch.subscriber != id);
+            state.forget_put_off(peer, id);
         }
         Message::Mismatch { publisher, subscriber, connects, field, offered, asked } => {
             let topic = neighbour.publishers.get(&publisher).map_or(String::new(), |its| its.topic.clone());

@@ -215,6 +215,16 @@ impl Inbox {
 
     /// Takes the next sample, from the ready links in turn.
     pub(super) fn take(&mut self) -> Option<Sample> {
+        loop {
+            let taken = self.take_in_turn();
+            // What waited for another link to end may be of a neighbour that was passed.
+            if taken.is_some() || !std::mem::take(&mut self.freed) {
+                return taken;
+            }
+        }
+    }
+
+    fn take_in_turn(&mut self) -> Option<Sample> {
         self.takes = self.takes.wrapping_add(1);
         let in_turn = self.takes.is_multiple_of(TAKES_PER_LOOK);
         if let Some(hot) = self.hot.filter(|_| !in_turn)
@@ -242,8 +252,7 @@ impl Inbox {
                 return Some(sample);
             }
         }
-        // What waited for another link may be of a neighbour that was passed.
-        if std::mem::take(&mut self.freed) { self.take() } else { None }
+        None
     }
 
     fn take_news_from_group(&mut self, at: usize, hot: Option<(usize, u64)>) -> Option<Sample> {
