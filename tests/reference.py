@@ -22,7 +22,7 @@ INTERNAL = {
     *("attempt", "draft", "ear", "news", "glance", "is_free", "receive_many_nowait", "room", "timed_out"),
     *("stats_dict", "take_message", "wait"),
     *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
-    *("asked", "check_open", "choose"),
+    *("check_open", "choose", "unasked"),
 }
 """What the extension gives the Python layer, and twins and streams share with their helpers."""
 

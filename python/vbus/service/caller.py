@@ -73,19 +73,19 @@ class CallStream(Closing, Generic[R]):
         "_contract",
         "_granted",
         "_node",
-        "asked",
         "exchange",
         "outgoing",
         "pending",
         "timeout",
         "turn",
+        "unasked",
     )
 
     def __init__(
         self, node: Node, exchange: Exchange, contract: Contract, value: Any, timeout: float | None
     ) -> None:
         deadline = deadline_in(timeout)
-        self.asked: Encoded | bytes | None = contract.request.encoder(value)
+        self.unasked: Encoded | bytes | None = contract.request.encoder(value)
         """What is asked, until the call has begun."""
         self._node = node
         self.exchange = exchange
@@ -106,7 +106,7 @@ class CallStream(Closing, Generic[R]):
 
     def _begin(self, deadline: float | None, may_wait: bool) -> None:
         try:
-            if self.asked is not None:
+            if self.unasked is not None:
                 if may_wait:
                     meet(self.exchange, self.name, deadline)
                 elif may_meet(self.exchange, self.name):
@@ -126,10 +126,10 @@ class CallStream(Closing, Generic[R]):
 
     def choose(self) -> None:
         """Begin the call of a server, to which nothing is sent yet. NoServer if there is none."""
-        if self.asked is not None:
+        if self.unasked is not None:
             self.pending = self.exchange.begin(self._contract, is_stream=True)
-            self.outgoing = wire.STREAM, self.pending.number, WINDOW, self.asked
-            self.asked = None
+            self.outgoing = wire.STREAM, self.pending.number, WINDOW, self.unasked
+            self.unasked = None
 
     def __next__(self) -> R:
         if self.exchange.is_interrupted():
@@ -159,7 +159,7 @@ class CallStream(Closing, Generic[R]):
 
     def check_open(self) -> None:
         """Closed if it was left, ForkError in a child."""
-        if self.asked is None:
+        if self.unasked is None:
             self.open_call()
         else:
             _ = self.exchange.core.closed
@@ -197,7 +197,7 @@ class CallStream(Closing, Generic[R]):
 
     def close(self) -> None:
         """Leave it: the generator at the server is closed. Closing twice is fine."""
-        pending, self.pending, self.outgoing, self.asked = self.pending, None, None, None
+        pending, self.pending, self.outgoing, self.unasked = self.pending, None, None, None
         if pending is not None and self.exchange.pid == os.getpid():
             self.exchange.leave(pending)
 
@@ -217,7 +217,7 @@ class CallStream(Closing, Generic[R]):
     def forget(self) -> None:
         """Leave it, from wherever the garbage collector happens to run: takes no lock."""
         pending: Pending | None = getattr(self, "pending", None)
-        self.asked = None
+        self.unasked = None
         if pending is not None and not pending.is_over and self.exchange.pid == os.getpid():
             self.pending = self.outgoing = None
             self.exchange.left.append(pending)

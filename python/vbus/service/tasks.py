@@ -73,7 +73,7 @@ async def step(stream: CallStream[R]) -> R:
 async def _begin(stream: CallStream[R], deadline: float | None) -> None:
     """What the first step does, where the stream was made in a loop and something had to wait."""
     try:
-        if stream.asked is not None:
+        if stream.unasked is not None:
             await meet_async(stream.exchange, stream.name, deadline)
             stream.choose()
         if stream.outgoing is not None and stream.pending is not None:
