@@ -198,6 +198,17 @@ def test_what_is_under_way_over_a_slow_and_lossy_network_arrives_before_what_com
     all_is_well(left, right)
 
 
+def what_was_lost_was_told(left, right):
+    """The floods end; all of them is there, or counted as lost."""
+    counts = [party.ask("flood.stop()") for party in (left, right)]
+    for party, count in ((left, counts[1]), (right, counts[0])):
+        party.until(f"receiver.is_through({count})")
+        assert party.ask("receiver.mistakes") == []
+        assert party.ask("conserved(publisher, subscriber)") == []
+        assert party.ask("subscriber.stats().sent") == count
+        assert party.ask("subscriber.stats().lost == receiver.lost")
+
+
 @pytest.mark.parametrize("way", [{"loss": 0.0}])
 def test_if_the_network_dies_before_all_has_arrived_it_is_lost_and_told(parties, relay):
     left, right, doorman = parties
@@ -206,13 +217,8 @@ def test_if_the_network_dies_before_all_has_arrived_it_is_lost_and_told(parties,
         party.until("receiver.counts['udp'] >= 100 or receiver.mistakes")
     relay[0].loss = 1.0
     change_over(left, right, doorman)
-    counts = [party.ask("flood.stop()") for party in (left, right)]
-    for party, count in ((left, counts[1]), (right, counts[0])):
-        party.until(f"receiver.is_through({count})")
-        assert party.ask("receiver.mistakes") == []
-        assert party.ask("conserved(publisher, subscriber)") == []
-        assert party.ask("subscriber.stats().sent") == count
-        assert party.ask("subscriber.stats().lost == receiver.lost")
+    what_was_lost_was_told(left, right)
+    for party in (left, right):
         assert party.ask("publisher.flush(5)")
         assert party.ask("(subscriber.publishers, publisher.subscribers)") == (1, 1)
 
@@ -319,13 +325,8 @@ def test_two_that_lose_their_memory_meet_over_the_network_and_know_what_they_mis
     doorman.go()
     for party in (left, right):
         party.until("receiver.counts['udp'] >= before + 100 or receiver.mistakes")
-    counts = [party.ask("flood.stop()") for party in (left, right)]
-    for party, count in ((left, counts[1]), (right, counts[0])):
-        party.until(f"receiver.is_through({count})")
-        assert party.ask("receiver.mistakes") == []
-        assert party.ask("conserved(publisher, subscriber)") == []
-        assert party.ask("subscriber.stats().sent") == count
-        assert party.ask("subscriber.stats().lost == receiver.lost")
+    what_was_lost_was_told(left, right)
+    for party in (left, right):
         assert party.ask("[it.path for it in node.peers()]") == ["udp"]
 
 
