@@ -21,8 +21,8 @@ INTERNAL = {
     *("draft_message", "forget_nudge", "look", "nudge", "publish_message", "raw_loan", "receive_message"),
     *("attempt", "draft", "ear", "news", "glance", "is_free", "receive_many_nowait", "room", "timed_out"),
     *("stats_dict", "take_message", "wait"),
-    *("exchange", "forget", "open_call", "outgoing", "pending", "take", "timeout", "timeout_error", "turn"),
-    *("check_open", "choose", "unasked"),
+    *("exchange", "forget", "open_call", "pending", "take", "timeout", "timeout_error", "turn"),
+    *("check_open", "choose", "unsent"),
 }
 """What the extension gives the Python layer, and twins and streams share with their helpers."""
 

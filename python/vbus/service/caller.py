@@ -74,19 +74,18 @@ class CallStream(Closing, Generic[R]):
         "_granted",
         "_node",
         "exchange",
-        "outgoing",
         "pending",
         "timeout",
         "turn",
-        "unasked",
+        "unsent",
     )
 
     def __init__(
         self, node: Node, exchange: Exchange, contract: Contract, value: Any, timeout: float | None
     ) -> None:
         deadline = deadline_in(timeout)
-        self.unasked: Encoded | bytes | None = contract.request.encoder(value)
-        """What is asked, until the call has begun."""
+        self.unsent: Encoded | bytes | None = contract.request.encoder(value)
+        """What is asked, until it was sent."""
         self._node = node
         self.exchange = exchange
         self._contract = contract
@@ -95,8 +94,7 @@ class CallStream(Closing, Generic[R]):
         self._granted = WINDOW
         self.turn = allocate_lock()
         self.pending: Pending | None = None
-        self.outgoing: Outgoing | None = None
-        """The request of a call that has begun, until it was sent."""
+        """The call, once it has begun."""
         # In a loop, what has to wait waits until the first step: no loop stands still for us.
         may_wait = not _is_in_loop()
         if exchange.is_interrupted():
@@ -106,30 +104,31 @@ class CallStream(Closing, Generic[R]):
 
     def _begin(self, deadline: float | None, may_wait: bool) -> None:
         try:
-            if self.unasked is not None:
+            if self.pending is None and self.unsent is not None:
                 if may_wait:
                     meet(self.exchange, self.name, deadline)
                 elif may_meet(self.exchange, self.name):
                     return
-                self.choose()
-            pending, outgoing = self.pending, self.outgoing
-            if pending is None or outgoing is None:
+            outgoing, pending = self.choose(), self.pending
+            if outgoing is None or pending is None:
                 return
             if self.exchange.try_send(pending, outgoing):
-                self.outgoing = None
+                self.unsent = None
             elif may_wait:
                 self.exchange.send(pending, outgoing, deadline)
-                self.outgoing = None
+                self.unsent = None
         except BaseException:
             self.close()
             raise
 
-    def choose(self) -> None:
-        """Begin the call of a server, to which nothing is sent yet. NoServer if there is none."""
-        if self.unasked is not None:
-            self.pending = self.exchange.begin(self._contract, is_stream=True)
-            self.outgoing = wire.STREAM, self.pending.number, WINDOW, self.unasked
-            self.unasked = None
+    def choose(self) -> Outgoing | None:
+        """What is to be sent to the server that is called; None if it was. NoServer if there is none."""
+        pending, unsent = self.pending, self.unsent
+        if unsent is None:
+            return None
+        if pending is None:
+            pending = self.pending = self.exchange.begin(self._contract, is_stream=True)
+        return wire.STREAM, pending.number, WINDOW, unsent
 
     def __next__(self) -> R:
         if self.exchange.is_interrupted():
@@ -159,7 +158,7 @@ class CallStream(Closing, Generic[R]):
 
     def check_open(self) -> None:
         """Closed if it was left, ForkError in a child."""
-        if self.unasked is None:
+        if self.unsent is None:
             self.open_call()
         else:
             _ = self.exchange.core.closed
@@ -197,7 +196,7 @@ class CallStream(Closing, Generic[R]):
 
     def close(self) -> None:
         """Leave it: the generator at the server is closed. Closing twice is fine."""
-        pending, self.pending, self.outgoing, self.unasked = self.pending, None, None, None
+        pending, self.pending, self.unsent = self.pending, None, None
         if pending is not None and self.exchange.pid == os.getpid():
             self.exchange.leave(pending)
 
@@ -217,9 +216,9 @@ class CallStream(Closing, Generic[R]):
     def forget(self) -> None:
         """Leave it, from wherever the garbage collector happens to run: takes no lock."""
         pending: Pending | None = getattr(self, "pending", None)
-        self.unasked = None
+        self.unsent = None
         if pending is not None and not pending.is_over and self.exchange.pid == os.getpid():
-            self.pending = self.outgoing = None
+            self.pending = None
             self.exchange.left.append(pending)
             self.exchange.ring()
 

@@ -73,12 +73,12 @@ async def step(stream: CallStream[R]) -> R:
 async def _begin(stream: CallStream[R], deadline: float | None) -> None:
     """What the first step does, where the stream was made in a loop and something had to wait."""
     try:
-        if stream.unasked is not None:
+        if stream.pending is None and stream.unsent is not None:
             await meet_async(stream.exchange, stream.name, deadline)
-            stream.choose()
-        if stream.outgoing is not None and stream.pending is not None:
-            await _send(stream.exchange, stream.pending, stream.outgoing, deadline)
-            stream.outgoing = None
+        outgoing, pending = stream.choose(), stream.pending
+        if outgoing is not None and pending is not None:
+            await _send(stream.exchange, pending, outgoing, deadline)
+            stream.unsent = None
     except BaseException:
         stream.close()
         raise

@@ -24,8 +24,7 @@ use crate::base::lock::Mutex;
 use crate::base::notice::Level;
 use crate::base::time::Time;
 use crate::shm::layout::{Cause, Dropped, LinkMemory, LinkSize, SlotHeader};
-use crate::shm::link::{InLink, ReadSegment, ReturnPath, SegmentTable, Taken};
-use crate::shm::pool::SegmentView;
+use crate::shm::link::{InLink, ReturnPath, SegmentTable, Taken};
 use crate::shm::segment::{SegmentError, create_pair};
 use crate::transport::{Connection, Next, Outgoing, StreamId, StreamSpec};
 use crate::wire::control::{LinkNumber, Message, WireQos};
@@ -326,13 +325,8 @@ impl FarLink {
         self.owner.upgrade()
     }
 
-    pub(super) fn show_segment(&self, view: &SegmentView) {
-        let segment = ReadSegment { mapping: Arc::clone(&view.mapping), stride: view.stride };
-        self.table.insert(view.number, segment);
-    }
-
-    pub(super) fn hide_segment(&self, number: u32) {
-        self.table.remove(number);
+    pub(super) fn table(&self) -> &SegmentTable {
+        &self.table
     }
 
     pub(super) fn flush_returns(&self) {

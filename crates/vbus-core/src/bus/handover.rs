@@ -23,7 +23,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::events::Event;
 use super::forward::FarLink;
 use super::interest;
 use super::mirror::Mirror;
@@ -89,15 +88,17 @@ impl State {
 
     /// Who is at the other end of a connection.
     pub(super) fn peer_of(&self, connection: Connection) -> Option<Id> {
-        let former = self.former.values().map(|former| &former.neighbour);
-        let mut all = self.neighbours.values().chain(former);
-        all.find(|its| its.pair.connection() == Some(connection)).map(|its| its.pair.peer.id)
+        self.by_all_ways().find(|its| its.pair.connection() == Some(connection)).map(|its| its.pair.peer.id)
     }
 
     /// Far publishers' likenesses.
     pub(super) fn mirrors(&self) -> impl Iterator<Item = Arc<Mirror>> {
-        let former = self.former.values().map(|former| &former.neighbour);
-        self.neighbours.values().chain(former).flat_map(|its| its.mirrors.values().cloned())
+        self.by_all_ways().flat_map(|its| its.mirrors.values().cloned())
+    }
+
+    /// Everyone; twice who is known by memory and has something under way over the network.
+    fn by_all_ways(&self) -> impl Iterator<Item = &Neighbour> {
+        self.neighbours.values().chain(self.former.values().map(|former| &former.neighbour))
     }
 
     /// Whether a connection is with a peer that shares memory with us by now.
@@ -108,18 +109,10 @@ impl State {
     /// What a peer announced over the network is gone, or will not be announced in memory.
     fn forget_carried(&mut self, peer: Id, gone: Id) {
         let Some(near) = self.neighbours.get_mut(&peer) else { return };
-        if !near.carried.remove(&gone) {
-            return;
-        }
-        self.mismatches.retain(|its| its.publisher != gone && its.subscriber != gone);
-        near.tables.remove(&gone);
-        near.their_doors.remove(&gone);
-        if let Some(publisher) = near.publishers.remove(&gone) {
-            near.forget_announced(&publisher);
-            self.events.publisher_goes(&publisher.topic);
-        } else if let Some(subscriber) = near.subscribers.remove(&gone) {
-            near.forget_announced(&subscriber);
-            self.events.tell(Event::SubscriberRemoved(Arc::new(near.endpoint(&subscriber))));
+        if near.carried.remove(&gone) {
+            // It is one of the two.
+            self.forget_publisher(peer, gone);
+            self.forget_subscriber(peer, gone);
         }
     }
 
@@ -174,7 +167,7 @@ pub(super) fn on_former(
             };
             super::far::on_far(core, state, peer, far)?;
             if let Some(subscriber) = settled {
-                link_put_off(core, state, peer, |its| its == subscriber);
+                link_put_off(core, state, peer, subscriber);
             }
         }
         message if message.is_of_memory() => return Err("it is far and speaks of shared memory".into()),
@@ -187,10 +180,10 @@ pub(super) fn on_former(
     Ok(())
 }
 
-/// Makes the links to those who take part over the network by now, or do not any more.
-fn link_put_off(core: &Arc<NodeCore>, state: &mut State, peer: Id, which: impl Fn(Id) -> bool) {
+/// Makes the links to a subscriber that takes part over the network by now, or does not any more.
+fn link_put_off(core: &Arc<NodeCore>, state: &mut State, peer: Id, subscriber: Id) {
     let Some(former) = state.former.get_mut(&peer) else { return };
-    let due = former.put_off.extract_if(|(_, subscriber), _| which(*subscriber)).collect();
+    let due = former.put_off.extract_if(|(_, its), _| *its == subscriber).collect();
     link_all(core, state, peer, due);
 }
 
@@ -208,13 +201,13 @@ pub(super) fn end_the_drained(core: &Arc<NodeCore>, state: &mut State) {
     let Some(net) = core.net.as_ref().filter(|_| !state.former.is_empty()) else { return };
     let mut over = Vec::new();
     for (peer, former) in &mut state.former {
-        let Former { neighbour: far, put_off, asked, asked_near, .. } = former;
-        let is_in_use = far.pair.connection().is_some_and(|its| net.has_links(its));
+        let Former { neighbour: far, put_off, asked, asked_near } = former;
         if let Some(reason) = far.pair.broken() {
             tell_broken(core, &far.pair, &reason);
             over.push(*peer);
             continue;
         }
+        let is_in_use = far.pair.connection().is_some_and(|its| net.has_links(its));
         let heard_near = asked_near
             .is_some_and(|token| state.neighbours.get(peer).is_some_and(|near| near.synced >= token));
         // Before it knows that it shares memory, it may still begin something here.

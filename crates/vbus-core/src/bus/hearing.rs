@@ -89,13 +89,7 @@ pub(super) fn on_message(
             neighbour.publishers.insert(announced.id, announced);
         }
         Message::PublisherGone(id) => {
-            if let Some(gone) = neighbour.publishers.remove(&id) {
-                neighbour.forget_announced(&gone);
-                state.events.publisher_goes(&gone.topic);
-            }
-            // Links over which samples still wait keep the table.
-            neighbour.tables.remove(&id);
-            state.mismatches.retain(|mismatch| mismatch.publisher != id);
+            state.forget_publisher(peer, id);
         }
         Message::Subscriber(announced) => {
             if neighbour.carried.remove(&announced.id) {
@@ -114,13 +108,7 @@ pub(super) fn on_message(
             }
         }
         Message::SubscriberGone(id) => {
-            if let Some(gone) = neighbour.subscribers.remove(&id) {
-                neighbour.forget_announced(&gone);
-                state.events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(&gone))));
-            }
-            neighbour.their_doors.remove(&id);
-            state.mismatches.retain(|mismatch| mismatch.subscriber != id);
-            state.forget_put_off(peer, id);
+            state.forget_subscriber(peer, id);
         }
         Message::Mismatch { publisher, subscriber, connects, field, offered, asked } => {
             let topic = neighbour.publishers.get(&publisher).map_or(String::new(), |its| its.topic.clone());
@@ -199,6 +187,32 @@ pub(super) fn on_message(
         }
     }
     Ok(())
+}
+
+impl State {
+    /// A peer has a publisher no more.
+    pub(super) fn forget_publisher(&mut self, peer: Id, id: Id) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        if let Some(gone) = neighbour.publishers.remove(&id) {
+            neighbour.forget_announced(&gone);
+            self.events.publisher_goes(&gone.topic);
+        }
+        // Links over which samples still wait keep the table.
+        neighbour.tables.remove(&id);
+        self.mismatches.retain(|mismatch| mismatch.publisher != id);
+    }
+
+    /// A peer has a subscriber no more.
+    pub(super) fn forget_subscriber(&mut self, peer: Id, id: Id) {
+        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
+        if let Some(gone) = neighbour.subscribers.remove(&id) {
+            neighbour.forget_announced(&gone);
+            self.events.tell(Event::SubscriberRemoved(Arc::new(neighbour.endpoint(&gone))));
+        }
+        neighbour.their_doors.remove(&id);
+        self.mismatches.retain(|mismatch| mismatch.subscriber != id);
+        self.forget_put_off(peer, id);
+    }
 }
 
 fn bounded(count: usize) -> Result<(), String> {

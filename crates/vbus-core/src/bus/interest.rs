@@ -24,7 +24,7 @@ use crate::base::id::Id;
 use crate::base::notice::Level;
 use crate::shm::board::{BOARD_BYTES, BoardEntry};
 use crate::shm::layout::{LinkMemory, LinkSize};
-use crate::shm::link::{InLink, ReturnPath};
+use crate::shm::link::{InLink, ReturnPath, SegmentTable};
 use crate::shm::segment::{self, create_pair};
 use crate::wire::control::{Announcement, Link, LinkNumber, Message, WireQos, cut};
 
@@ -109,12 +109,13 @@ fn link_agreed(
     };
     let memory = LinkMemory::new(Arc::new(memory), size).expect("made with this size");
     let number = core.next_local_link();
+    let table = Arc::<SegmentTable>::default();
     let link = NewLink {
         number,
         subscriber: subscriber.id,
         peer: Arc::clone(&core.info),
         pair: None,
-        local: Some(Reader::Subscriber(Arc::clone(subscriber))),
+        local: Some(Reader::Subscriber(Arc::clone(subscriber), Arc::clone(&table))),
         memory: memory.clone(),
         agreed,
     };
@@ -122,7 +123,6 @@ fn link_agreed(
     let path = ReturnPath::new(memory.clone(), Arc::new(()));
     path.set_space_bell(Arc::clone(publisher.local_bell()));
     subscriber.remember_path(number, &path);
-    let table = subscriber.local_table(number);
     let words = memory.clone();
     let opened = add_entry(core, None, subscriber, |group, bit| NewEntry {
         link: InLink::new(memory, path, table),

@@ -12,6 +12,7 @@ use crate::base::descriptor::Descriptor;
 use crate::base::id::Id;
 use crate::shm::board::BoardEntry;
 use crate::shm::layout::{Cause, Dropped, LinkMemory};
+use crate::shm::link::{ReadSegment, SegmentTable};
 use crate::shm::pool::SegmentView;
 use crate::shm::ring::{Broken, ReturnReader, RingWriter};
 use crate::wire::control::{LinkNumber, Message};
@@ -87,42 +88,36 @@ pub(super) struct NewLink {
 /// Who reads a link in the publisher's own process.
 #[derive(Clone)]
 pub(super) enum Reader {
-    /// A subscriber of the node.
-    Subscriber(Arc<SubscriberCore>),
+    /// A subscriber of the node, and the segments behind this link. Each link has its own: of a far publisher there can
+    /// be two mirrors, whose segments have the same numbers.
+    Subscriber(Arc<SubscriberCore>, Arc<SegmentTable>),
     /// The node's driver, which sends to a far peer.
     Driver(Arc<FarLink>),
 }
 
 impl Reader {
     /// There is a segment in which samples will lie.
-    pub(super) fn show_segment(&self, link: LinkNumber, view: &SegmentView) {
-        match self {
-            Self::Subscriber(subscriber) => subscriber.show_segment(link, view),
-            Self::Driver(far) => far.show_segment(view),
-        }
+    pub(super) fn show_segment(&self, view: &SegmentView) {
+        let segment = ReadSegment { mapping: Arc::clone(&view.mapping), stride: view.stride };
+        self.table().insert(view.number, segment);
     }
 
     /// It was given up.
-    pub(super) fn hide_segment(&self, link: LinkNumber, number: u32) {
-        match self {
-            Self::Subscriber(subscriber) => subscriber.hide_segment(link, number),
-            Self::Driver(far) => far.hide_segment(number),
-        }
+    pub(super) fn hide_segment(&self, number: u32) {
+        self.table().remove(number);
     }
 
-    /// The link is at an end, with everything that lay in its segments.
-    pub(super) fn forget_link(&self, link: LinkNumber) {
+    fn table(&self) -> &SegmentTable {
         match self {
-            Self::Subscriber(subscriber) => subscriber.forget_link(link),
-            // Its segments go with the link.
-            Self::Driver(_) => {}
+            Self::Subscriber(_, table) => table,
+            Self::Driver(far) => far.table(),
         }
     }
 
     /// There is room in the return ring.
     pub(super) fn flush_returns(&self, number: LinkNumber) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.flush_returns(number),
+            Self::Subscriber(subscriber, _) => subscriber.flush_returns(number),
             Self::Driver(far) => far.flush_returns(),
         }
     }
@@ -130,7 +125,7 @@ impl Reader {
     /// The publisher closed; what waits can still be read.
     pub(super) fn end_link(&self, link: LinkNumber) {
         match self {
-            Self::Subscriber(subscriber) => subscriber.end_link(link),
+            Self::Subscriber(subscriber, _) => subscriber.end_link(link),
             Self::Driver(far) => far.end(),
         }
     }
@@ -254,7 +249,7 @@ impl OutLink {
     pub(super) fn show(&mut self, publisher: Id, view: &SegmentView) -> bool {
         let shown = match (&self.local, &self.pair) {
             (Some(reader), _) => {
-                reader.show_segment(self.number, view);
+                reader.show_segment(view);
                 true
             }
             (None, Some(pair)) => {

@@ -283,8 +283,8 @@ impl Outbox {
 
     /// Has the other side of a link that ends forget our segments, unless another link needs them there.
     pub(super) fn hide_segments(&self, ended: &OutLink) {
-        if let Some(local) = &ended.local {
-            return local.forget_link(ended.number);
+        if ended.local.is_some() {
+            return; // Its segments go with the link.
         }
         let Some(pair) = &ended.pair else { return };
         let others = || {
@@ -305,7 +305,7 @@ impl Outbox {
             for &number in retired.iter().filter(|&&number| link.has_shown(number)).collect::<Vec<_>>() {
                 link.mark_shown(number, false);
                 match (&link.local, &link.pair) {
-                    (Some(local), _) => local.hide_segment(link.number, number),
+                    (Some(local), _) => local.hide_segment(number),
                     (None, Some(pair)) => {
                         pair.send(&Message::SegmentGone { publisher, number }, &[]);
                     }

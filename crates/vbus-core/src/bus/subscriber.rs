@@ -1,6 +1,5 @@
 //! Receiving: taking samples, waiting for them, and what a sample is.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
@@ -22,8 +21,7 @@ use crate::base::fork;
 use crate::base::id::Id;
 use crate::base::lock::Mutex;
 use crate::base::news::News;
-use crate::shm::link::{ReadSegment, ReturnPath, SegmentTable, Taken};
-use crate::shm::pool::SegmentView;
+use crate::shm::link::{ReturnPath, Taken};
 use crate::wire::bytes::Malformed;
 use crate::wire::control::LinkNumber;
 
@@ -159,9 +157,6 @@ pub(crate) struct SubscriberCore {
     /// Not zero while a nudge was not seen.
     nudged: AtomicU32,
     changed: News,
-    /// Segments behind the links of the same node. Each has its own: of a far publisher there can be two mirrors, whose
-    /// segments have the same numbers.
-    local_tables: Mutex<HashMap<LinkNumber, Arc<SegmentTable>>>,
     /// Every way back that may still be used.
     paths: Mutex<Vec<(LinkNumber, Weak<ReturnPath>)>>,
     born: fork::Generation,
@@ -359,7 +354,6 @@ impl SubscriberCore {
             watched: AtomicU32::new(0),
             nudged: AtomicU32::new(0),
             changed: News::default(),
-            local_tables: Mutex::default(),
             paths: Mutex::default(),
             born: fork::Generation::now(),
         }))
@@ -492,34 +486,9 @@ impl SubscriberCore {
         found.filter_map(|(_, path)| path.upgrade()).for_each(|path| path.flush_overflow());
     }
 
-    /// The segments behind a link of the same node.
-    pub(super) fn local_table(&self, link: LinkNumber) -> Arc<SegmentTable> {
-        Arc::clone(self.local_tables.lock().entry(link).or_default())
-    }
-
-    /// The publisher of a link of the same node has a new segment.
-    pub(super) fn show_segment(&self, link: LinkNumber, view: &SegmentView) {
-        let segment = ReadSegment { mapping: Arc::clone(&view.mapping), stride: view.stride };
-        self.local_table(link).insert(view.number, segment);
-    }
-
-    /// The publisher of a link of the same node gave a segment up.
-    pub(super) fn hide_segment(&self, link: LinkNumber, number: u32) {
-        if let Some(table) = self.local_tables.lock().get(&link) {
-            table.remove(number);
-        }
-    }
-
-    /// Nothing comes by a link of the same node any more; what was taken stays.
-    pub(super) fn forget_link(&self, link: LinkNumber) {
-        self.local_tables.lock().remove(&link);
-    }
-
     /// The publisher of a link of the same node closed.
     pub(super) fn end_link(&self, link: LinkNumber) {
         self.inbox.lock().end(Ending::Closed, |_, number, pair| number == link && pair.is_none());
-        // The link keeps the table while samples wait there.
-        self.forget_link(link);
         self.stir();
     }
 

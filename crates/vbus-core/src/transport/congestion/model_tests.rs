@@ -70,6 +70,16 @@ impl Path {
         assert_eq!(path.model.phase(), Phase::Cruise);
         path
     }
+
+    /// Where somebody else keeps the queue full.
+    fn contested() -> Self {
+        let mut path = Self::cruising();
+        for _ in 0..20 {
+            path.round(Duration::from_millis(12), 0);
+        }
+        assert_eq!(path.model.phase(), Phase::Contested);
+        path
+    }
 }
 
 #[test]
@@ -113,11 +123,7 @@ fn a_queue_that_comes_and_goes_is_given_way_to_and_one_that_stays_is_anothers() 
 
 #[test]
 fn a_contested_path_is_left_when_its_queue_is_gone() {
-    let mut path = Path::cruising();
-    for _ in 0..20 {
-        path.round(Duration::from_millis(12), 0);
-    }
-    assert_eq!(path.model.phase(), Phase::Contested);
+    let mut path = Path::contested();
     for _ in 0..80 {
         path.round(Duration::ZERO, 0);
     }
@@ -126,11 +132,7 @@ fn a_contested_path_is_left_when_its_queue_is_gone() {
 
 #[test]
 fn a_look_that_came_while_another_was_low_costs_no_share() {
-    let mut path = Path::cruising();
-    for _ in 0..20 {
-        path.round(Duration::from_millis(12), 0);
-    }
-    assert_eq!(path.model.phase(), Phase::Contested);
+    let mut path = Path::contested();
     let before = path.model.window();
     while path.model.phase() == Phase::Contested {
         path.round(Duration::from_millis(12), 0);
